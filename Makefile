@@ -1,0 +1,43 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all check parity clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp for each set of extras, renewed when the requirements change.
+$(VENV)/.base: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.test: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+$(VENV)/.dev: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.base ## set-up and the whole job on the preset `tiny`
+	$(BIN)/python -m experiments.rft
+
+test: $(VENV)/.test ## set-up and the fast tests
+	$(BIN)/python -m pytest -q -m "not slow and not accelerator and not hf"
+
+test-all: $(VENV)/.test ## every test that this machine can run
+	$(BIN)/python -m pytest -q -m "not accelerator and not hf"
+
+check: $(VENV)/.dev ## lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+parity: $(VENV)/.test ## logits and greedy ids beside transformers on torch
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pytest -q -m hf
+
+clean: ## remove the virtual environment and every run
+	rm -rf $(VENV) runs

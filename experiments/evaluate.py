@@ -1,0 +1,173 @@
+"""Pairwise accuracy of a run's models and of scorers without a language model.
+
+    python -m experiments.evaluate --run runs/tiny --json out.json
+    python -m experiments.evaluate --run runs/tiny --data TEXTS.jsonl.gz --json out.json
+
+Every judge sees each pair in both orders, with the person's exemplars and, as the control, with a
+third author's. Without `--data` the pairs are the run's own, of authors that training never saw; with
+it, all authors of the file are paired. Predictions are kept: a second call scores only what is new.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.progress import Progress
+
+from experiments.presets import RunConfig
+from experiments.report import WRONG_AUTHOR, find_rows
+from experiments.sft import base_model, check_fit
+from experiments.synthesize import load_pairs, read_documents
+from persrm_jax import cli
+from persrm_jax.data.pairs import make_test_pairs, with_wrong_author
+from persrm_jax.evaluation.baselines import BASELINES, baseline_predictions
+from persrm_jax.evaluation.judge import JudgePairs, make_judge
+from persrm_jax.evaluation.report import accuracy_table
+from persrm_jax.jsonl import read_records, write_records, write_text
+from persrm_jax.models.load import Model, load_model
+from persrm_jax.runs import RunFolder, read_config_file
+from persrm_jax.sharding import MeshShape, make_mesh
+from persrm_jax.types import Document, Pair
+
+
+def evaluate_run(cfg: RunConfig, run: RunFolder, mesh: Mesh) -> None:
+    """Scores the run's test authors, and training authors' unseen texts."""
+    documents = read_records(run.path / "documents.jsonl", Document)
+    sets = {
+        "test": load_pairs(run.path, "test"),
+        "seen": read_records(run.path / "pairs_seen.jsonl", Pair),
+    }
+    with run.stage("evaluation"):
+        for name, pairs in sets.items():
+            folder = run.path / "evaluation" / name
+            score_pairs(cfg, run, pairs, documents, mesh, folder)
+
+
+def models_of(
+    cfg: RunConfig, run: RunFolder, mesh: Mesh
+) -> Iterator[tuple[str, Callable[[], Model]]]:
+    """(name, loader) of each model that the run has, the untrained base first."""
+    dtype = cfg.compute.param_dtype
+    if cfg.init is None:
+        yield "base", lambda: base_model(cfg, run, mesh)
+    for stage in ("sft", "sft_continued", "rft"):
+        if run.is_done(stage):
+            yield stage, lambda stage=stage: load_model(run.path / stage / "model", mesh, dtype)
+
+
+def score_pairs(
+    cfg: RunConfig,
+    run: RunFolder,
+    pairs: Sequence[Pair],
+    documents: Sequence[Document],
+    mesh: Mesh,
+    folder: Path,
+) -> None:
+    """Writes `FOLDER/pairs.jsonl` and, for each judge and condition, its predictions, unless there."""
+    pairs = list(pairs[: cfg.eval.max_pairs or None])
+    if not pairs:
+        return
+    write_records(folder / "pairs.jsonl", pairs)
+    conditions = {
+        str(len(pairs[0].exemplars)): pairs,
+        WRONG_AUTHOR: with_wrong_author(pairs, cfg.seed),
+    }
+    fit_texts = [d.text for d in documents if d.split == "train"]
+    for name in BASELINES:
+        for condition, shown in conditions.items():
+            path = folder / f"{name}.{condition}.jsonl"
+            if not path.exists():
+                write_records(path, baseline_predictions(name, shown, fit_texts, condition))
+    for name, load in models_of(cfg, run, mesh):
+        paths = {c: folder / f"{name}.{c}.jsonl" for c in conditions}
+        todo = {c: path for c, path in paths.items() if not path.exists()}
+        if not todo:
+            continue
+        model = load()
+        with Progress() as bar:
+            task = bar.add_task(f"{folder.name}: {name:>13}", total=2 * len(pairs) * len(todo))
+            judge = _judge_of(cfg, model, mesh, lambda done, t=task, b=bar: b.advance(t, done))
+            for condition, path in todo.items():
+                write_records(path, judge(model.params, conditions[condition], condition, name))
+
+
+def _judge_of(
+    cfg: RunConfig, model: Model, mesh: Mesh, advance: Callable[[int], None]
+) -> JudgePairs:
+    return make_judge(
+        model.config,
+        cfg.eval,
+        tokenizer=model.tokenizer,
+        prompt=cfg.prompt,
+        compute_dtype=cfg.compute.dtype,
+        seed=cfg.seed,
+        mesh=mesh,
+        advance=advance,
+    )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to score."""
+
+    run: Path
+    """Folder of a finished run."""
+    data: str | None = None
+    """`personas`, `embedded` or a documents file; the run's own test authors where none is given."""
+    json: Path | None = None
+    """File for the table's rows."""
+    out: Path | None = None
+    """Folder for predictions; RUN/evaluation, or RUN/evaluation-NAME of the data."""
+    max_pairs: int | None = None
+    """Pairs to score; those of the run's config where none is given."""
+    mesh: cli.Mesh = MeshShape(1, 1)
+    """Devices along data x model."""
+
+
+def main(args: Sequence[str]) -> None:
+    """The command line."""
+    asked = cli.parse_flags(EvaluateConfig, "python -m experiments.evaluate", args)
+    if not (asked.run / "config.json").is_file():
+        raise ValueError(f"--run {asked.run}: holds no run; expected a folder with a config.json")
+    cfg = read_config_file(asked.run / "config.json", RunConfig)
+    cfg = replace(cfg, mesh=asked.mesh)
+    if asked.max_pairs is not None:
+        cfg = replace(cfg, eval=replace(cfg.eval, max_pairs=asked.max_pairs))
+    mesh = make_mesh(cfg.mesh)
+    check_fit(cfg)
+    run = RunFolder(asked.run, cfg, free=("mesh", "out", "eval.max_pairs"))
+    if not any(run.is_done(stage) for stage in ("sft", "rft")):
+        raise ValueError(f"--run {asked.run}: no stage of training has finished in this run")
+    if asked.data is None:
+        documents = read_records(run.path / "documents.jsonl", Document)
+        pairs = load_pairs(run.path, "test")
+        folder = (asked.out or run.path / "evaluation") / "test"
+    else:
+        cfg = replace(cfg, data=asked.data)
+        documents = read_documents(cfg)
+        pairs = make_test_pairs(documents, cfg.pairs, cfg.seed)
+        name = Path(asked.data).name.removesuffix(".gz").removesuffix(".jsonl")
+        folder = asked.out or run.path / f"evaluation-{name}"
+    if not pairs:
+        raise ValueError(f"--data {asked.data}: too few authors to make a pair of")
+    with jax.set_mesh(mesh):
+        score_pairs(cfg, run, pairs, documents, mesh, folder)
+    rows = find_rows([folder])
+    Console().print(accuracy_table(rows))
+    if asked.json is not None:
+        result = {
+            "run": str(asked.run),
+            "data": asked.data or cfg.data,
+            "rows": [dataclasses.asdict(row) for row in rows],
+        }
+        write_text(asked.json, json.dumps(result, indent=2) + "\n")
+        print(f"rows: in {asked.json}")
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -1,0 +1,146 @@
+"""Complete configurations: the first word of a command picks one, flags override its fields."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from persrm_jax import cli
+from persrm_jax.data.documents import CorpusConfig
+from persrm_jax.data.pairs import PairConfig
+from persrm_jax.data.personas import PersonaConfig
+from persrm_jax.data.prompts import PromptConfig
+from persrm_jax.data.traces import TeacherConfig
+from persrm_jax.evaluation.judge import EvalConfig
+from persrm_jax.models.logprobs import ComputeConfig
+from persrm_jax.rl.losses import LossConfig
+from persrm_jax.rl.rewards import RewardConfig
+from persrm_jax.sampling import SamplingConfig
+from persrm_jax.sharding import MeshShape
+from persrm_jax.training.optimizer import OptimizerConfig
+from persrm_jax.training.rft import RftConfig
+from persrm_jax.training.sft import SftConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, from texts to report."""
+
+    preset: str
+    """Name of the configuration that the flags override."""
+    model: str
+    """`tiny` (from scratch), `smollm2` (from the registry), a folder, or a Hugging Face id."""
+    data: str = "personas"
+    """`personas` (made up), `embedded` (public authors), or a documents file, .jsonl or .jsonl.gz."""
+    out: Path | None = None
+    """Run folder; runs/PRESET where none is given."""
+    init: Path | None = None
+    """A run, or a model folder that one saved, to start RFT from; skips SFT."""
+    seed: int = 0
+    """Seed of the data, the weights and the samples."""
+    mesh: cli.Mesh = MeshShape(1, 1)
+    """Devices along data x model; simulated on a machine without accelerators."""
+    personas: PersonaConfig = field(default_factory=PersonaConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    pairs: PairConfig = field(default_factory=PairConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    rft: RftConfig = field(default_factory=RftConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    continue_sft: bool = False
+    """Also train SFT on for as much compute as RFT takes: RFT's honest rival."""
+
+    @property
+    def folder(self) -> Path:
+        return self.out or Path("runs") / self.preset
+
+
+TINY = RunConfig(
+    preset="tiny",
+    model="tiny",
+    pairs=PairConfig(num_exemplars=1, num_train=6000, num_dev=100, num_test=300, num_seen=100),
+    prompt=PromptConfig(template="compact", max_tokens=512),
+    teacher=TeacherConfig(num_facts=5),
+    sft=SftConfig(
+        steps=200,
+        batch_size=32,
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=20),
+        save_every=50,
+    ),
+    rft=RftConfig(
+        steps=60,
+        prompts=8,
+        group_size=8,
+        sampling=SamplingConfig(max_new_tokens=96),
+        optimizer=OptimizerConfig(learning_rate=3e-4, schedule="constant", warmup_steps=5),
+    ),
+    eval=EvalConfig(batch_size=64, sampling=SamplingConfig(max_new_tokens=96, temperature=0.0)),
+)
+
+# The paper's SFT (arXiv 2508.14076) and RM-R1's GRPO (arXiv 2505.02387): batch 128, learning rate
+# 5e-6, 1 epoch; 7 rollouts at temperature 1, 1e-6 constant, clip 0.2, KL 1e-3 with k3. RM-R1 takes
+# 1,024 prompts a rollout in mini-batches of 128; here every rollout has one update, so 128 prompts.
+_PAPER = RunConfig(
+    preset="qwen2.5-7b",
+    model="Qwen/Qwen2.5-7B-Instruct",
+    data="embedded",
+    corpus=CorpusConfig(max_words=512),
+    pairs=PairConfig(
+        num_train=12800, negatives=("other_author_same_topic", "other_author"), num_exemplars=4
+    ),
+    prompt=PromptConfig(max_tokens=4096),
+    compute=ComputeConfig(dtype="bfloat16", remat=True),
+    sft=SftConfig(steps=100, batch_size=128, optimizer=OptimizerConfig(learning_rate=5e-6)),
+    rft=RftConfig(
+        steps=100,
+        prompts=128,
+        group_size=7,
+        sampling=SamplingConfig(max_new_tokens=8192),
+        reward=RewardConfig(correct=1.0, format=0.0),
+        optimizer=OptimizerConfig(learning_rate=1e-6, schedule="constant", warmup_steps=0),
+    ),
+    loss=LossConfig(clip_low=0.2, clip_high=0.2, kl_coef=1e-3, kl_estimator="k3"),
+    eval=EvalConfig(batch_size=128, sampling=SamplingConfig(max_new_tokens=8192, temperature=0.0)),
+)
+
+_SMALL = replace(
+    _PAPER,
+    sft=replace(_PAPER.sft, batch_size=64, optimizer=OptimizerConfig(learning_rate=1e-5)),
+    rft=replace(_PAPER.rft, prompts=32, sampling=SamplingConfig(max_new_tokens=1024)),
+    eval=EvalConfig(batch_size=64, sampling=SamplingConfig(max_new_tokens=1024, temperature=0.0)),
+)
+
+SMOLLM2 = replace(
+    _SMALL,
+    preset="smollm2",
+    model="smollm2",
+    corpus=CorpusConfig(max_words=128),
+    pairs=PairConfig(num_exemplars=1, num_train=2000),
+    prompt=PromptConfig(max_tokens=1536),
+    compute=ComputeConfig(remat=True),
+    sft=SftConfig(
+        steps=100, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-4), save_every=25
+    ),
+    rft=RftConfig(
+        steps=40,
+        prompts=4,
+        group_size=8,
+        sampling=SamplingConfig(max_new_tokens=224),
+        optimizer=OptimizerConfig(learning_rate=1e-5, schedule="constant", warmup_steps=2),
+        save_every=10,
+    ),
+    eval=EvalConfig(batch_size=16, sampling=SamplingConfig(max_new_tokens=224, temperature=0.0)),
+)
+
+PRESETS: dict[str, RunConfig] = {
+    "tiny": TINY,
+    "smollm2": SMOLLM2,
+    "qwen2.5-0.5b": replace(_SMALL, preset="qwen2.5-0.5b", model="Qwen/Qwen2.5-0.5B-Instruct"),
+    "qwen2.5-7b": _PAPER,
+    "qwen3-0.6b": replace(_SMALL, preset="qwen3-0.6b", model="Qwen/Qwen3-0.6B"),
+    "qwen3-8b": replace(_PAPER, preset="qwen3-8b", model="Qwen/Qwen3-8B"),
+}
+DEFAULT = "tiny"
+FREE_FIELDS = ("mesh", "out")
+"""Fields in which a resumed run may differ from the folder's config."""

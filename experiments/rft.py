@@ -1,0 +1,129 @@
+"""The whole job: data -> pairs -> traces -> SFT -> RFT -> evaluation -> report.
+
+    python -m experiments.rft                                  # `tiny`: a laptop, minutes
+    python -m experiments.rft smollm2 --data TEXTS.jsonl.gz    # a pretrained model, real authors
+    python -m experiments.rft --mesh 8x1 --loss.clip-high 0.28
+    python -m experiments.rft --init runs/tiny --out runs/again # from an SFT model, RFT on
+
+Finished stages are skipped: after Ctrl-C, the same command goes on. Departures from RM-R1's GRPO
+(arXiv 2505.02387): one update a rollout, and each pair is shown in one order, not both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+from jax.sharding import Mesh
+
+from experiments.evaluate import evaluate_run
+from experiments.presets import DEFAULT, PRESETS, RunConfig
+from experiments.report import report_runs
+from experiments.sft import base_model, prepare, run_sft
+from experiments.synthesize import load_pairs
+from persrm_jax import cli
+from persrm_jax.checkpoint import Checkpoints
+from persrm_jax.data.batches import bucketed, encode_pairs, encode_traces
+from persrm_jax.metrics import MetricsWriter
+from persrm_jax.models.load import Model, load_model, model_folder, save_model
+from persrm_jax.runs import RunFolder
+from persrm_jax.training.loop import train
+from persrm_jax.training.optimizer import make_optimizer
+from persrm_jax.training.rft import make_rft_step
+from persrm_jax.training.sft import SftConfig
+from persrm_jax.training.step import init_state
+from persrm_jax.types import Trace
+
+
+def run_rft(cfg: RunConfig, run: RunFolder, start: Model, mesh: Mesh) -> None:
+    """Trains `start`, which is also the KL reference, and saves the model in `RUN/rft/model`."""
+    folder = run.path / "rft"
+    with run.stage("rft"):
+        step_fn = make_rft_step(
+            load_pairs(run.path, "train"),
+            start.config,
+            cfg.compute,
+            cfg.rft,
+            cfg.loss,
+            ref_params=start.params if cfg.loss.kl_coef > 0 else None,
+            tokenizer=start.tokenizer,
+            prompt=cfg.prompt,
+            seed=cfg.seed,
+            mesh=mesh,
+        )
+        optimizer = make_optimizer(cfg.rft.optimizer, cfg.rft.steps)
+        checkpoints = Checkpoints(folder / "checkpoints")
+        try:
+            state = train(
+                "rft",
+                init_state(start.params, optimizer, jax.random.key(cfg.seed), mesh),
+                step_fn,
+                num_steps=cfg.rft.steps,
+                save_every=cfg.rft.save_every,
+                checkpoints=checkpoints,
+                writer=lambda first: MetricsWriter(folder, first),
+                show="reward/mean",
+            )
+        finally:
+            checkpoints.close()
+        save_model(folder / "model", replace(start, params=state.params))
+
+
+def matched_steps(cfg: RunConfig, model: Model, traces: Sequence[Trace], prompt_length: int) -> int:
+    """SFT steps that cost what RFT does, counted in token passes: a forward is one, a backward two.
+
+    RFT: prefill once a group, decode, reference forward, forward and backward. SFT: forward and
+    backward. Padding counts, since it is computed.
+    """
+    rows = encode_traces(traces, model.tokenizer, cfg.prompt)
+    sft_step = 3 * cfg.sft.batch_size * bucketed(max(len(p) + len(r) for p, r in rows))
+    new = cfg.rft.sampling.max_new_tokens
+    passes = 3 + (cfg.loss.kl_coef > 0)
+    rollout = cfg.rft.prompts * prompt_length + cfg.rft.prompts * cfg.rft.group_size * new
+    training = passes * cfg.rft.prompts * cfg.rft.group_size * (prompt_length + new)
+    return round(cfg.rft.steps * (rollout + training) / sft_step)
+
+
+def continued_sft(cfg: RunConfig, run: RunFolder, start: Model) -> SftConfig:
+    """SFT's config for the rival: the same optimizer, for as much compute as RFT."""
+    pairs = load_pairs(run.path, "train")
+    prompts = encode_pairs(pairs, [p.order for p in pairs], start.tokenizer, cfg.prompt)
+    from experiments.synthesize import load_traces
+
+    length = bucketed(max(map(len, prompts)))
+    return replace(cfg.sft, steps=matched_steps(cfg, start, load_traces(run.path), length))
+
+
+def run_all(cfg: RunConfig) -> RunFolder:
+    """Every stage that is not done, in order."""
+    run, mesh = prepare(cfg)
+    dtype = cfg.compute.param_dtype
+    with jax.set_mesh(mesh):
+        if cfg.init is None and not run.is_done("sft"):
+            base = base_model(cfg, run, mesh)
+            run_sft(cfg, run, base, mesh, stage="sft", sft=cfg.sft, seed=cfg.seed)
+            del base
+        if not run.is_done("rft"):
+            run_rft(cfg, run, load_model(sft_folder(cfg, run), mesh, dtype), mesh)
+        if cfg.continue_sft and not run.is_done("sft_continued"):
+            start = load_model(sft_folder(cfg, run), mesh, dtype)
+            sft = continued_sft(cfg, run, start)
+            # Another seed: fresh orders of the traces, not the batches that SFT began with.
+            run_sft(cfg, run, start, mesh, stage="sft_continued", sft=sft, seed=cfg.seed + 1)
+        if not run.is_done("evaluation"):
+            evaluate_run(cfg, run, mesh)
+    report_runs([run.path], run.path)
+    return run
+
+
+def sft_folder(cfg: RunConfig, run: RunFolder):  # type: ignore[no-untyped-def]
+    """Where RFT's starting model is."""
+    return model_folder(cfg.init if cfg.init is not None else run.path)
+
+
+def main(args: Sequence[str]) -> None:
+    """The command line."""
+    run_all(cli.parse_preset(PRESETS, DEFAULT, "python -m experiments.rft", args))
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -1,0 +1,3 @@
+"""persrm-jax: personalized reasoning reward models, trained in JAX."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,91 @@
+"""Orbax checkpoints: the train state (parameters, optimizer, step, key) of a stage."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+State = TypeVar("State")
+KEEP_LATEST = 2
+
+
+class Checkpoints:
+    """The latest states of one stage, in `folder`, one subfolder a step.
+
+    A write that was cut off is ignored on the next start. Writes go on in the background; `close`
+    waits for them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.LatestN(KEEP_LATEST),
+                cleanup_tmp_directories=True,
+                create=True,
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """The last step saved, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves `state` as `step`, unless that step is there already."""
+        if step != self._manager.latest_step():
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
+
+    def restore(self, step: int, like: State) -> State:
+        """Loads `step` into the shapes, dtypes and shardings of `like`, which may be abstract."""
+        target = jax.tree.map(_abstract, like)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        return self._manager.restore(step, args=args)["state"]
+
+    def close(self) -> None:
+        """Waits for the last write."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def save_tree(folder: Path, tree: Any) -> None:
+    """Writes one pytree (a model's parameters), whole or not at all."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), tree, force=True)
+
+
+def load_tree(folder: Path, like: State) -> State:
+    """Reads a pytree that `save_tree` wrote into the shapes, dtypes and shardings of `like`.
+
+    Raises:
+        ValueError: no such folder, or arrays of other shapes.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such checkpoint folder")
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            found = checkpointer.metadata(folder.absolute()).item_metadata
+        except FileNotFoundError:
+            raise ValueError(f"{folder}: holds no checkpoint") from None
+        if (problem := _mismatch(like, found)) is not None:
+            raise ValueError(f"{folder}: not a checkpoint of this model ({problem})")
+        return checkpointer.restore(folder.absolute(), jax.tree.map(_abstract, like))
+
+
+def _mismatch(like: Any, found: Any) -> str | None:
+    """The first difference in names or shapes, in words."""
+    want = {jax.tree_util.keystr(p): x.shape for p, x in jax.tree.leaves_with_path(like)}
+    have = {
+        jax.tree_util.keystr(p): tuple(x.shape)
+        for p, x in jax.tree.leaves_with_path(found, is_leaf=lambda x: hasattr(x, "shape"))
+    }
+    for name in sorted(want.keys() | have.keys()):
+        if want.get(name) != have.get(name):
+            return f"{name}: shape {have.get(name)} where the model has {want.get(name)}"
+    return None

@@ -1,0 +1,100 @@
+"""Command lines: a preset's name, then flags that override its fields."""
+
+import difflib
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+
+import tyro
+from rich.console import Console
+
+from persrm_jax.sharding import MeshShape
+
+Config = TypeVar("Config")
+
+Mesh = Annotated[
+    MeshShape,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="DATAxMODEL",
+        instance_from_str=lambda args: MeshShape.parse(args[0]),
+        is_instance=lambda value: isinstance(value, MeshShape),
+        str_from_instance=lambda mesh: [str(mesh)],
+    ),
+]
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def parse_preset(
+    presets: Mapping[str, Config], default: str, prog: str, args: Sequence[str]
+) -> Config:
+    """The preset that the first word names (`default` where it is a flag), overridden by the rest.
+
+    Raises:
+        ValueError: an unknown preset or flag; it offers the nearest.
+    """
+    name, rest = default, list(args)
+    if rest and not rest[0].startswith("-"):
+        name = rest.pop(0)
+    if name not in presets:
+        raise ValueError(
+            f"unknown preset {name!r}{_nearest(name, presets)}; presets: {', '.join(presets)}"
+        )
+    preset = presets[name]
+    return parse_flags(type(preset), prog, rest, preset)
+
+
+def parse_flags(
+    kind: type[Config], prog: str, args: Sequence[str], default: Config | None = None
+) -> Config:
+    """A config dataclass from flags.
+
+    Raises:
+        ValueError: an unknown flag; it offers the nearest.
+    """
+    options = {} if default is None else {"default": default}
+    config, unknown = tyro.cli(
+        kind, prog=prog, args=list(args), return_unknown_args=True, **options
+    )
+    for word in unknown:
+        if word.startswith("-"):
+            flag = word.split("=")[0]
+            raise ValueError(f"unknown flag {flag}{_nearest(flag, list(_flags(kind)))}")
+        raise ValueError(f"unexpected argument {word!r}: a preset goes first, flags start with --")
+    return config
+
+
+def _flags(kind: Any, prefix: str = "--") -> list[str]:
+    """Every flag of a config, nested fields dotted."""
+    flags = []
+    for name, hint in get_type_hints(kind).items():
+        dashed = name.replace("_", "-")
+        flags.append(prefix + dashed)
+        nested = next(
+            (t for t in (hint, *get_args(hint)) if hasattr(t, "__dataclass_fields__")), None
+        )
+        if nested not in (None, MeshShape):
+            flags += _flags(nested, f"{prefix}{dashed}.")
+    return flags
+
+
+def _nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(word.replace("_", "-"), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def run_main(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs a command: bad input ends with one sentence and exit code 2, Ctrl-C with 130."""
+    console = Console(stderr=True)
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        # Nothing that is saved now may be lost to a second, impatient Ctrl-C.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        console.print("[bold]interrupted:[/] the same command goes on from here")
+        sys.exit(INTERRUPTED)

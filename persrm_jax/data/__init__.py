@@ -1,0 +1,1 @@
+"""Documents -> pairs -> traces -> batches."""

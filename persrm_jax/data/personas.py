@@ -1,0 +1,118 @@
+"""A small world of made-up people whose texts we generate: the corpus of the `tiny` preset.
+
+A persona is a habit (high or low) in each of `HABITS`; what a text says is drawn from a topic that
+all personas share, so that only style tells them apart. Habits are kept to most of the time, not
+always: one text is evidence, not proof.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from persrm_jax.types import Document
+
+HABITS = ("exclaims", "contracts", "capitals", "hedges", "asks", "joins")
+_KEPT = 0.92
+
+_TOPICS = {
+    "garden": ("the roses", "the pond", "the fence", "the herbs"),
+    "kitchen": ("the soup", "the oven", "the bread", "the recipe"),
+    "travel": ("the train", "the hotel", "the map", "the ticket"),
+    "office": ("the report", "the meeting", "the budget", "the printer"),
+    "music": ("the piano", "the concert", "the song", "the choir"),
+    "sport": ("the match", "the bike", "the coach", "the race"),
+    "house": ("the roof", "the garage", "the sofa", "the paint"),
+    "school": ("the exam", "the essay", "the library", "the lesson"),
+}
+_CLAUSES = (
+    "{I am} happy with {x}",
+    "{I am} looking at {x}",
+    "{I will} see {x} on Monday",
+    "{I will} bring {x} later",
+    "{it is} all about {x}",
+    "{it is} time for {x}",
+    "we {do not} need {x}",
+    "we {do not} like {x}",
+    "they {can not} find {x}",
+    "they {can not} move {x}",
+    "{we are} done with {x}",
+    "{we are} waiting for {x}",
+)
+_FORMS = {
+    "I am": "I'm",
+    "I will": "I'll",
+    "it is": "it's",
+    "do not": "don't",
+    "can not": "can't",
+    "we are": "we're",
+}
+_HEDGES = ("maybe", "perhaps", "I think", "I guess")
+_TAGS = ("right", "okay", "yes")
+
+
+@dataclass(frozen=True)
+class PersonaConfig:
+    """Size of the persona world."""
+
+    num_personas: int = 160
+    """People; each gets its own combination of habits as long as there are any left."""
+    texts: int = 16
+    """Texts of each person, half of them exemplars, half candidates."""
+    clauses: int = 4
+    """Statements a text makes."""
+
+
+def make_personas(cfg: PersonaConfig, seed: int) -> list[Document]:
+    """Generates every persona's texts. The same seed gives the same texts."""
+    rng = np.random.default_rng([seed, 1])
+    combinations = rng.permutation(2 ** len(HABITS))
+    documents = []
+    for number in range(cfg.num_personas):
+        code = int(combinations[number % len(combinations)])
+        habits = {name: bool(code >> bit & 1) for bit, name in enumerate(HABITS)}
+        for text_number in range(cfg.texts):
+            topic = list(_TOPICS)[int(rng.integers(len(_TOPICS)))]
+            documents.append(
+                Document(
+                    author=f"persona-{number:03d}",
+                    doc_id=f"persona-{number:03d}-{text_number:02d}",
+                    domain="personas",
+                    split="train" if text_number % 2 == 0 else "test",
+                    text=_write(habits, _TOPICS[topic], cfg.clauses, rng),
+                )
+            )
+    return documents
+
+
+def _write(
+    habits: dict[str, bool], things: tuple[str, ...], num_clauses: int, rng: np.random.Generator
+) -> str:
+    def does(habit: str) -> bool:
+        return bool(habits[habit] == (rng.random() < _KEPT))
+
+    def pick(options: tuple[str, ...]) -> str:
+        return options[int(rng.integers(len(options)))]
+
+    clauses = []
+    for _ in range(num_clauses):
+        clause = pick(_CLAUSES).replace("{x}", pick(things))
+        for full, short in _FORMS.items():
+            clause = clause.replace(f"{{{full}}}", short if does("contracts") else full)
+        clauses.append(f"{pick(_HEDGES)} {clause}" if does("hedges") else clause)
+
+    sentences: list[list[str]] = []
+    for clause in clauses:
+        if sentences and len(sentences[-1]) == 1 and does("joins"):
+            sentences[-1].append(clause)
+        else:
+            sentences.append([clause])
+    written = []
+    for parts in sentences:
+        sentence = " and ".join(parts)
+        sentence = sentence[0].upper() + sentence[1:] if does("capitals") else sentence.lower()
+        if does("asks"):
+            sentence += f", {pick(_TAGS)}?"
+        else:
+            sentence += "!" if does("exclaims") else "."
+        written.append(sentence)
+    return " ".join(written)

@@ -1,0 +1,69 @@
+"""Pair -> reasoning trace, kept if its verdict is right.
+
+The teacher is offline: it measures facts of the texts (`facts.py`), says for each whether the person
+is low, medium or high in it and which candidate is nearer, and scores by the count. No model, no
+network; a stronger teacher's traces have the same record.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from persrm_jax.data.facts import LEVELS, Yardstick, fit_yardstick, measure
+from persrm_jax.data.prompts import Judgement, PromptConfig, format_response, judge_messages
+from persrm_jax.types import Document, Order, Pair, Trace, Verdict, right_verdict
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The offline stylometric teacher."""
+
+    num_facts: int = 8
+    """Facts a trace weighs: those that best tell the training authors apart."""
+
+
+def fit_teacher(documents: Sequence[Document], authors: set[str], cfg: TeacherConfig) -> Yardstick:
+    """Learns levels and the telling facts from the exemplar pool of `authors` (the training ones)."""
+    known = [d for d in documents if d.author in authors and d.split == "train"]
+    return fit_yardstick([d.text for d in known], [d.author for d in known], cfg.num_facts)
+
+
+def judge_by_facts(
+    yardstick: Yardstick, exemplars: Sequence[str], a: str, b: str
+) -> tuple[str, Judgement]:
+    """The teacher's reasoning, one line a fact, and its scores: 10 times the share of facts in which
+    a candidate is nearer to the person, halves for those in which neither is."""
+    person = yardstick.levels(np.mean([measure(text) for text in exemplars], axis=0))
+    levels_a, levels_b = yardstick.levels(measure(a)), yardstick.levels(measure(b))
+    lines, wins = [], {"A": 0.0, "B": 0.0}
+    for name, p, level_a, level_b in zip(yardstick.names, person, levels_a, levels_b, strict=True):
+        gap = abs(level_a - p) - abs(level_b - p)
+        nearer = "even" if gap == 0 else "A" if gap < 0 else "B"
+        for side in wins:
+            wins[side] += 0.5 if nearer == "even" else float(nearer == side)
+        lines.append(
+            f"{name}: person {LEVELS[p]}, A {LEVELS[level_a]}, B {LEVELS[level_b]}: {nearer}"
+        )
+    score_a, score_b = (round(10 * wins[side] / len(lines), 1) for side in ("A", "B"))
+    verdict: Verdict = "tie" if score_a == score_b else "A" if score_a > score_b else "B"
+    return "\n".join(lines), Judgement(verdict, score_a, score_b)
+
+
+def make_trace(pair: Pair, order: Order, yardstick: Yardstick, cfg: PromptConfig) -> Trace:
+    """The teacher's answer to `pair`, right or wrong."""
+    reasoning, judgement = judge_by_facts(yardstick, pair.exemplars, *pair.candidates(order))
+    return Trace(
+        pair_id=pair.pair_id,
+        order=order,
+        messages=judge_messages(pair, order, cfg),
+        response=format_response(reasoning, judgement, cfg),
+        teacher="stylometric",
+        verdict=judgement.verdict,
+    )
+
+
+def make_traces(pairs: Iterable[Pair], yardstick: Yardstick, cfg: PromptConfig) -> list[Trace]:
+    """A trace for each pair in its own order; those whose verdict is wrong or a tie are dropped."""
+    traces = (make_trace(pair, pair.order, yardstick, cfg) for pair in pairs)
+    return [trace for trace in traces if trace.verdict == right_verdict(trace.order)]

@@ -1,0 +1,1 @@
+"""Verdicts on held-out pairs, statistics, baselines and the report."""

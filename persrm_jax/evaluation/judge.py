@@ -1,0 +1,105 @@
+"""A model's verdicts on pairs, in both orders."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import Mesh
+
+from persrm_jax.data.batches import bucketed, encode_pairs, left_pad
+from persrm_jax.data.prompts import PromptConfig, parse_judgement
+from persrm_jax.models.config import ModelConfig
+from persrm_jax.models.params import Params
+from persrm_jax.rl.rollout import completion_texts
+from persrm_jax.sampling import SamplingConfig, make_generate, sequence_keys
+from persrm_jax.sharding import batch_sharding
+from persrm_jax.tokenizer import Tokenizer
+from persrm_jax.types import Order, Pair, Prediction
+
+ORDERS: tuple[Order, Order] = ("AB", "BA")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How a model is asked."""
+
+    batch_size: int = 32
+    """Judgements at a time."""
+    sampling: SamplingConfig = SamplingConfig(temperature=0.0)
+    """Greedy by default."""
+    max_pairs: int = 0
+    """Evaluate only the first so many pairs (0: all)."""
+
+
+JudgePairs = Callable[[Params, Sequence[Pair], str, str], list[Prediction]]
+
+
+def make_judge(
+    model: ModelConfig,
+    cfg: EvalConfig,
+    *,
+    tokenizer: Tokenizer,
+    prompt: PromptConfig,
+    compute_dtype: str,
+    seed: int,
+    mesh: Mesh,
+    advance: Callable[[int], None] = lambda done: None,
+) -> JudgePairs:
+    """Returns judge(params, pairs, condition, label) -> predictions, each pair in both orders.
+
+    Args:
+        advance: told after each batch how many judgements it held.
+    """
+    generate = make_generate(
+        model,
+        cfg.sampling,
+        end_ids=tokenizer.end_ids,
+        pad_id=tokenizer.pad_id,
+        compute_dtype=compute_dtype,
+    )
+    sharding = batch_sharding(mesh)
+
+    def judge(
+        params: Params, pairs: Sequence[Pair], condition: str, label: str
+    ) -> list[Prediction]:
+        asked = [(pair, order) for pair in pairs for order in ORDERS]
+        prompts = encode_pairs([p for p, _ in asked], [o for _, o in asked], tokenizer, prompt)
+        # Prompts of like length share a batch, so that little is padding.
+        by_length = sorted(range(len(asked)), key=lambda i: len(prompts[i]))
+        keys = sequence_keys(jax.random.key(seed), len(asked))
+        found: dict[int, Prediction] = {}
+        for begin in range(0, len(asked), cfg.batch_size):
+            rows = by_length[begin : begin + cfg.batch_size]
+            # The last batch is filled up, so that it compiles nothing new.
+            filled = rows + rows[-1:] * (cfg.batch_size - len(rows))
+            chosen = [prompts[i] for i in filled]
+            tokens, mask = left_pad(chosen, tokenizer.pad_id, bucketed(max(map(len, chosen))))
+            inputs = jax.device_put((tokens, mask, keys[jax.numpy.array(filled)]), sharding)
+            out = jax.device_get(generate(params, *inputs))
+            texts = completion_texts(out.tokens, out.mask, tokenizer)
+            for i, text, length in zip(rows, texts, out.mask.sum(axis=1), strict=False):
+                pair, order = asked[i]
+                found[i] = _predict(text, int(length), pair, order, condition, label)
+            advance(len(rows))
+        return [found[i] for i in range(len(asked))]
+
+    def _predict(
+        text: str, length: int, pair: Pair, order: Order, condition: str, label: str
+    ) -> Prediction:
+        judgement = parse_judgement(text, prompt)
+        return Prediction(
+            pair_id=pair.pair_id,
+            order=order,
+            condition=condition,
+            model=label,
+            seed=seed,
+            sample=0,
+            score_a=judgement.score_a if judgement else None,
+            score_b=judgement.score_b if judgement else None,
+            verdict=judgement.verdict if judgement else None,
+            parsed=judgement is not None,
+            tokens=length,
+            completion=text,
+        )
+
+    return judge

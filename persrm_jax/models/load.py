@@ -1,0 +1,133 @@
+"""A model from wherever it is named: from scratch, the registry, a folder, or the Hugging Face hub."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from persrm_jax.checkpoint import load_tree, save_tree
+from persrm_jax.jsonl import write_text
+from persrm_jax.models.config import ModelConfig, RopeScaling, load_config, tiny_config
+from persrm_jax.models.gguf import smollm2_folder
+from persrm_jax.models.hf import load_hf_params
+from persrm_jax.models.params import Params, abstract_params, init_params
+from persrm_jax.tokenizer import Tokenizer
+
+FROM_SCRATCH = "tiny"
+REGISTRY = "smollm2"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder's config and weights, and the tokenizer it was trained with."""
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer
+
+
+def new_model(tokenizer: Tokenizer, key: jax.Array, mesh: Mesh, dtype: str) -> Model:
+    """The small model of the `tiny` preset, from random weights."""
+    # A multiple of 64, so that any mesh up to that side divides the vocabulary.
+    config = tiny_config(-(-tokenizer.vocab_size // 64) * 64)
+    return Model(config, init_params(config, key, mesh, dtype), tokenizer)
+
+
+def pretrained_folder(source: str) -> Path:
+    """The local folder of `smollm2`, of a path, or of a hub id (downloaded once).
+
+    Raises:
+        ValueError: `source` is none of these.
+    """
+    if source == REGISTRY:
+        return smollm2_folder()
+    if Path(source).is_dir():
+        return Path(source)
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise ValueError(
+            f"--model {source}: no such folder, and not {FROM_SCRATCH}, {REGISTRY} or a Hugging Face "
+            "id such as Qwen/Qwen2.5-0.5B-Instruct"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"--model {source}: could not be fetched from the hub ({reason})"
+        ) from None
+
+
+def model_folder(path: Path) -> Path:
+    """The saved model that `path` names: itself, or the SFT model of a run.
+
+    Raises:
+        ValueError: neither.
+    """
+    for folder in (path, path / "sft" / "model"):
+        if (folder / "model.json").is_file():
+            return folder
+    raise ValueError(
+        f"--init {path}: holds no model; expected a run folder, or its sft/model or rft/model"
+    )
+
+
+def load_tokenizer(source: str) -> Tokenizer:
+    """The tokenizer of a pretrained or saved model."""
+    folder = pretrained_folder(source)
+    return Tokenizer.load(folder / "tokenizer" if (folder / "model.json").is_file() else folder)
+
+
+def read_config(source: str) -> ModelConfig:
+    """The config of a pretrained or saved model; of `tiny`, all but its vocabulary."""
+    if source == FROM_SCRATCH:
+        return tiny_config(vocab_size=64)
+    folder = pretrained_folder(source)
+    return _saved_config(folder) if (folder / "model.json").is_file() else load_config(folder)
+
+
+def load_pretrained(source: str, mesh: Mesh, dtype: str) -> Model:
+    """Loads a folder that `save_model` wrote, a Hugging Face folder, `smollm2`, or a hub id."""
+    folder = pretrained_folder(source)
+    if (folder / "model.json").is_file():
+        return load_model(folder, mesh, dtype)
+    config = load_config(folder)
+    tokenizer = Tokenizer.load(folder)
+    return Model(config, load_hf_params(folder, config, mesh, dtype), tokenizer)
+
+
+def save_model(folder: Path, model: Model) -> None:
+    """Writes `model.json`, `params/` and `tokenizer/`; the folder then needs nothing else."""
+    save_tree(folder / "params", model.params)
+    model.tokenizer.save(folder / "tokenizer")
+    fields = dataclasses.asdict(model.config)
+    write_text(folder / "model.json", json.dumps(fields, indent=2) + "\n")
+
+
+def load_model(folder: Path, mesh: Mesh, dtype: str) -> Model:
+    """Reads a folder that `save_model` wrote, onto any mesh.
+
+    Raises:
+        ValueError: it is no such folder.
+    """
+    config = _saved_config(folder)
+    params = load_tree(folder / "params", abstract_params(config, mesh, dtype))
+    return Model(config, params, Tokenizer.load(folder / "tokenizer"))
+
+
+def _saved_config(folder: Path) -> ModelConfig:
+    path = folder / "model.json"
+    if not path.is_file():
+        raise ValueError(f"{folder}: holds no model.json; expected a model that a run saved")
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    scaling = fields.pop("rope_scaling")
+    return ModelConfig(**fields, rope_scaling=RopeScaling(**scaling) if scaling else None)

@@ -1,0 +1,33 @@
+"""Group-relative estimators: rewards [B] of P groups of G -> advantages [B]."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kernels.group_advantage import group_advantage
+
+
+@dataclass(frozen=True)
+class AdvantageConfig:
+    """How a completion's reward compares with its group's."""
+
+    scale: Literal["std", "none"] = "std"
+    """`std` divides by the group's standard deviation (GRPO), `none` does not (Dr. GRPO)."""
+    eps: float = 1e-4
+    """Added to the standard deviation."""
+
+
+def group_relative(
+    rewards: Float[Array, " B"], group_size: int, cfg: AdvantageConfig
+) -> Float[Array, " B"]:
+    """Advantages of rows that are grouped by prompt."""
+    group_ids = jnp.arange(rewards.shape[0]) // group_size
+    return group_advantage(rewards, group_ids, scale_by_std=cfg.scale == "std", eps=cfg.eps)
+
+
+def varied_groups(rewards: Float[Array, " B"], group_size: int) -> Float[Array, ""]:
+    """Share of groups whose rewards are not all equal: the others give no policy gradient."""
+    groups = rewards.reshape(-1, group_size)
+    return jnp.mean((groups.max(axis=1) > groups.min(axis=1)).astype(jnp.float32))

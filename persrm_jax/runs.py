@@ -1,0 +1,148 @@
+"""The run folder: config and provenance beside the results, and which stages are done."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import jax
+
+from persrm_jax.jsonl import write_text
+
+Config = TypeVar("Config")
+PACKAGES = ("persrm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
+
+
+class RunFolder:
+    """One run's files. `config.json`, `provenance.json`, `stages.json`, and what the stages write.
+
+    Raises:
+        ValueError: the folder holds a run with another config (`free` names the fields that may
+            differ), or is a file.
+    """
+
+    def __init__(self, path: Path, config: Any, *, free: Sequence[str] = ()) -> None:
+        self.path = path
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"--out {path}: is a file, expected a folder")
+        wanted = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+        saved_path = path / "config.json"
+        # A folder in which no stage has finished holds nothing that another config could spoil.
+        if saved_path.is_file() and self.stages:
+            saved = json.loads(saved_path.read_text(encoding="utf-8"))
+            if (difference := _difference(saved, wanted, set(free))) is not None:
+                raise ValueError(
+                    f"{path} holds a run with other settings ({difference}): "
+                    "give another --out, or remove the folder"
+                )
+        elif path.is_dir() and any(path.iterdir()) and not saved_path.is_file():
+            raise ValueError(f"--out {path}: holds files but no run; give a new folder")
+        else:
+            write_text(saved_path, json.dumps(wanted, indent=2) + "\n")
+            write_text(path / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds that each finished stage took, in order."""
+        path = self.path / "stages.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def is_done(self, stage: str) -> bool:
+        """Whether `stage` has finished in this folder."""
+        return stage in self.stages
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times a stage and marks it done if it ends without an error. A stage that was cut off
+        counts the time of the sitting that finished it."""
+        start = time.perf_counter()
+        yield
+        stages = {**self.stages, name: round(time.perf_counter() - start, 2)}
+        write_text(self.path / "stages.json", json.dumps(stages, indent=2) + "\n")
+
+
+def read_config_file(path: Path, kind: type[Config]) -> Config:
+    """The config that a run saved, as the dataclass it was.
+
+    Raises:
+        ValueError: it was saved by a version with other fields.
+    """
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return _rebuild(kind, saved)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a config of this version ({error})") from None
+
+
+def _rebuild(hint: Any, value: Any) -> Any:
+    """`value`, read from JSON, as the type that a config's field declares."""
+    if get_origin(hint) is Annotated:
+        return _rebuild(get_args(hint)[0], value)
+    if get_origin(hint) in (Union, UnionType):
+        return None if value is None else _rebuild(get_args(hint)[0], value)
+    if dataclasses.is_dataclass(hint):
+        hints = get_type_hints(hint)
+        return hint(**{name: _rebuild(hints[name], v) for name, v in value.items()})
+    if get_origin(hint) is tuple:
+        return tuple(value)
+    return hint(value) if hint is Path else value
+
+
+def _difference(saved: Any, wanted: Any, free: set[str], name: str = "") -> str | None:
+    """The first field in which two configs differ, as a flag with both values."""
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        for key in [*saved, *(k for k in wanted if k not in saved)]:
+            flag = f"{name}.{key}" if name else key
+            if flag not in free:
+                found = _difference(saved.get(key), wanted.get(key), free, flag)
+                if found is not None:
+                    return found
+        return None
+    if saved == wanted:
+        return None
+    return f"--{name.replace('_', '-')} {saved}, now {wanted}"
+
+
+def provenance() -> dict[str, Any]:
+    """What it takes to get a number again: command, commit, versions, machine."""
+    devices = jax.devices()
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}",
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git(*arguments: str) -> str:
+    """Output of git in the source tree; empty where this is no checkout."""
+    try:
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

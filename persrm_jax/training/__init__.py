@@ -1,0 +1,1 @@
+"""The SFT and RFT loops."""

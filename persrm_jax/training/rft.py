@@ -1,0 +1,229 @@
+"""Reinforcement fine-tuning with GRPO: rollout -> rewards -> advantages -> loss -> update.
+
+One update a rollout, so that old log-probabilities are the policy's own at the time of the update:
+the ratio is exactly 1 in value and carries the gradient (arXiv 2402.03300, eq. 3 with pi_old = pi).
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from persrm_jax.data.batches import batch_indices, bucketed, encode_pairs
+from persrm_jax.data.prompts import PromptConfig
+from persrm_jax.models.config import ModelConfig
+from persrm_jax.models.logprobs import ComputeConfig, masked_mean, token_logprobs
+from persrm_jax.models.params import Params
+from persrm_jax.rl.advantages import AdvantageConfig, group_relative, varied_groups
+from persrm_jax.rl.losses import LossConfig, grpo_loss
+from persrm_jax.rl.rewards import RewardConfig
+from persrm_jax.rl.rollout import JudgedRollout, roll_out
+from persrm_jax.sampling import SamplingConfig, make_generate
+from persrm_jax.sharding import batch_sharding
+from persrm_jax.tokenizer import Tokenizer
+from persrm_jax.training.loop import StepFn, StepLog
+from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from persrm_jax.training.step import LossFn, Metrics, TrainState, make_train_step
+from persrm_jax.types import Batch, Pair, Rollout
+
+
+@dataclass(frozen=True)
+class RftConfig:
+    """The second stage of training."""
+
+    steps: int = 100
+    """Rollouts, each with one optimizer step; 0 skips the stage."""
+    prompts: int = 8
+    """Pairs a step (P)."""
+    group_size: int = 8
+    """Completions of each (G)."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-6, schedule="constant")
+    )
+    save_every: int = 20
+    """Steps between checkpoints."""
+    text_every: int = 10
+    """Steps between rollouts that TensorBoard shows as text."""
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(
+                f"--rft.group-size {self.group_size}: a group needs at least 2 completions"
+            )
+        if self.sampling.temperature == 0:
+            raise ValueError("--rft.sampling.temperature 0: a group would have one completion")
+
+
+class RftBatch(NamedTuple):
+    """A rollout as training rows [B, S + T], its advantages, and the reference's log-probabilities."""
+
+    rows: Batch
+    sampler_logprobs: jax.Array
+    ref_logprobs: jax.Array | None
+    advantages: jax.Array
+
+
+def training_rows(rollout: Rollout) -> Batch:
+    """Prompt and completion side by side; padding is left of the prompt and right of the end."""
+    tokens = np.concatenate([rollout.prompt_tokens, rollout.completion_tokens], axis=1)
+    valid = np.concatenate([rollout.prompt_mask, rollout.completion_mask], axis=1)
+    loss_mask = valid.copy()
+    loss_mask[:, : rollout.prompt_tokens.shape[1]] = False
+    positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
+    return Batch(tokens, positions.astype(np.int32), valid.astype(np.int32), loss_mask)
+
+
+def make_rft_loss(
+    cfg: ModelConfig,
+    compute: ComputeConfig,
+    loss_cfg: LossConfig,
+    *,
+    temperature: float,
+    start: int,
+) -> LossFn:
+    """GRPO's loss of an `RftBatch` whose completions begin at position `start`."""
+
+    def rft_loss(params: Params, batch: RftBatch) -> tuple[jax.Array, Metrics]:
+        logprobs, entropy = token_logprobs(
+            params, cfg, batch.rows, compute, start=start, temperature=temperature
+        )
+        mask = batch.rows.loss_mask[:, start:]
+        old = jax.lax.stop_gradient(logprobs)
+        loss, metrics = grpo_loss(
+            logprobs, old, batch.ref_logprobs, batch.advantages, mask, loss_cfg
+        )
+        gap = jnp.where(mask, jnp.abs(old - batch.sampler_logprobs), 0.0)
+        metrics["sampler/logprob_gap_mean"] = masked_mean(gap, mask)
+        metrics["sampler/logprob_gap_max"] = jnp.max(gap)
+        metrics["entropy/mean"] = masked_mean(entropy, mask)
+        return loss, metrics
+
+    return rft_loss
+
+
+def make_rft_step(
+    pairs: Sequence[Pair],
+    model: ModelConfig,
+    compute: ComputeConfig,
+    cfg: RftConfig,
+    loss_cfg: LossConfig,
+    *,
+    ref_params: Params | None,
+    tokenizer: Tokenizer,
+    prompt: PromptConfig,
+    seed: int,
+    mesh: Mesh,
+) -> StepFn:
+    """Returns (state, step) -> (state, log).
+
+    Args:
+        ref_params: the KL reference; None only where `loss_cfg.kl_coef` is 0.
+    """
+    if (ref_params is None) != (loss_cfg.kl_coef == 0):
+        raise ValueError("a reference goes with a kl_coef above 0, and only with it")
+    prompts = encode_pairs(pairs, [p.order for p in pairs], tokenizer, prompt)
+    start = bucketed(max(map(len, prompts)))
+    temperature = cfg.sampling.temperature
+    optimizer = make_optimizer(cfg.optimizer, cfg.steps)
+    schedule = make_schedule(cfg.optimizer, cfg.steps)
+    train_step = make_train_step(
+        make_rft_loss(model, compute, loss_cfg, temperature=temperature, start=start), optimizer
+    )
+    generate = make_generate(
+        model,
+        cfg.sampling,
+        end_ids=tokenizer.end_ids,
+        pad_id=tokenizer.pad_id,
+        num_samples=cfg.group_size,
+        compute_dtype=compute.dtype,
+    )
+    score = jax.jit(
+        lambda params, rows: token_logprobs(
+            params, model, rows, compute, start=start, temperature=temperature
+        )[0]
+    )
+    sharding = batch_sharding(mesh)
+
+    def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepLog]:
+        begin = time.perf_counter()
+        chosen = [pairs[i] for i in batch_indices(len(pairs), cfg.prompts, step, seed)]
+        judged = roll_out(
+            state.params,
+            generate,
+            chosen,
+            cfg.group_size,
+            jax.random.fold_in(state.key, step),
+            tokenizer=tokenizer,
+            prompt=prompt,
+            reward_cfg=cfg.reward,
+            prompt_length=start,
+            mesh=mesh,
+        )
+        rolled = time.perf_counter()
+        rows = jax.device_put(training_rows(judged.rollout), sharding)
+        ref = None if ref_params is None else jax.block_until_ready(score(ref_params, rows))
+        referred = time.perf_counter()
+        advantages = group_relative(jnp.asarray(judged.rewards), cfg.group_size, cfg.advantage)
+        batch = RftBatch(
+            rows,
+            jax.device_put(judged.rollout.logprobs, sharding),
+            ref,
+            jax.device_put(advantages, sharding),
+        )
+        state, metrics = train_step(state, batch)
+        scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}
+        end = time.perf_counter()
+        num_new = int(judged.rollout.completion_mask.sum())
+        num_all = num_new + int(judged.rollout.prompt_mask.sum())
+        scalars |= rollout_metrics(judged, cfg, tokenizer.end_ids)
+        scalars |= {
+            "loss/learning_rate": float(schedule(step)),
+            "time/rollout_s": rolled - begin,
+            "time/reference_s": referred - rolled,
+            "time/train_s": end - referred,
+            "time/rollout_tokens_per_s": num_new / (rolled - begin),
+            "time/train_tokens_per_s": num_all / (end - referred),
+        }
+        texts = {}
+        if step % cfg.text_every == 0 or step == cfg.steps - 1:
+            texts["rollout/sample"] = describe(judged, chosen)
+        return state, StepLog(scalars, texts)
+
+    return step_fn
+
+
+def rollout_metrics(
+    judged: JudgedRollout, cfg: RftConfig, end_ids: tuple[int, ...]
+) -> dict[str, float]:
+    """Rewards, verdicts and lengths of one rollout."""
+    lengths = judged.rollout.completion_mask.sum(axis=1)
+    last = np.take_along_axis(judged.rollout.completion_tokens, lengths[:, None] - 1, axis=1)
+    parsed = [j for j in judged.judgements if j is not None]
+    return {
+        "reward/mean": float(judged.rewards.mean()),
+        "reward/std": float(judged.rewards.std()),
+        "reward/accuracy": float(judged.correct.mean()),
+        "reward/format": len(parsed) / len(judged.judgements),
+        "reward/ties": sum(j.verdict == "tie" for j in parsed) / len(judged.judgements),
+        "reward/varied_groups": float(varied_groups(jnp.asarray(judged.rewards), cfg.group_size)),
+        "length/completion": float(lengths.mean()),
+        "length/truncated": float(1 - np.isin(last, end_ids).mean()),
+    }
+
+
+def describe(judged: JudgedRollout, pairs: Sequence[Pair]) -> str:
+    """The first pair of a rollout and its first completion, as Markdown."""
+    pair = pairs[0]
+    a, b = pair.candidates()
+    parts = [f"**Exemplar** {text}" for text in pair.exemplars]
+    parts += [f"**A** {a}", f"**B** {b}", f"**Right** {'A' if pair.order == 'AB' else 'B'}"]
+    parts += [f"**Completion** (reward {judged.rewards[0]:+.1f})", "```", judged.completions[0]]
+    return "\n\n".join(parts) + "\n```\n"

@@ -1,0 +1,86 @@
+"""Supervised fine-tuning: the model learns to write the traces."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from persrm_jax.data.batches import batch_indices, bucketed, sft_batch
+from persrm_jax.models.config import ModelConfig
+from persrm_jax.models.logprobs import ComputeConfig, masked_mean, token_logprobs
+from persrm_jax.models.params import Params
+from persrm_jax.sharding import batch_sharding
+from persrm_jax.training.loop import StepFn, StepLog
+from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from persrm_jax.training.step import LossFn, Metrics, TrainState, make_train_step
+from persrm_jax.types import Batch
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """The first stage of training."""
+
+    steps: int = 100
+    """Optimizer steps; 0 skips the stage."""
+    batch_size: int = 32
+    """Traces a step."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    save_every: int = 100
+    """Steps between checkpoints."""
+
+
+def make_sft_loss(cfg: ModelConfig, compute: ComputeConfig) -> LossFn:
+    """Mean negative log-likelihood of the batch's response tokens, in nats."""
+
+    def sft_loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+        logprobs, entropy = token_logprobs(params, cfg, batch, compute)
+        mask = batch.loss_mask[:, 1:]
+        loss = -masked_mean(logprobs, mask)
+        return loss, {
+            "loss/total": loss,
+            "entropy/mean": masked_mean(entropy, mask),
+            "length/response": jnp.sum(mask) / mask.shape[0],
+        }
+
+    return sft_loss
+
+
+def make_sft_step(
+    rows: Sequence[tuple[list[int], list[int]]],
+    model: ModelConfig,
+    compute: ComputeConfig,
+    cfg: SftConfig,
+    *,
+    pad_id: int,
+    seed: int,
+    mesh: Mesh,
+) -> StepFn:
+    """Returns (state, step) -> (state, log) over encoded traces; rows of all batches share one
+    length, so that the step is compiled once."""
+    optimizer = make_optimizer(cfg.optimizer, cfg.steps)
+    schedule = make_schedule(cfg.optimizer, cfg.steps)
+    train_step = make_train_step(make_sft_loss(model, compute), optimizer)
+    length = bucketed(max(len(prompt) + len(response) for prompt, response in rows))
+    sharding = batch_sharding(mesh)
+
+    def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepLog]:
+        start = time.perf_counter()
+        chosen = batch_indices(len(rows), cfg.batch_size, step, seed)
+        batch = sft_batch([rows[i] for i in chosen], pad_id, length)
+        num_tokens = int((batch.segment_ids > 0).sum())
+        state, metrics = train_step(state, jax.device_put(batch, sharding))
+        scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}
+        seconds = time.perf_counter() - start
+        return state, StepLog(
+            {
+                **scalars,
+                "loss/learning_rate": float(schedule(step)),
+                "time/train_s": seconds,
+                "time/tokens_per_s": num_tokens / seconds,
+            }
+        )
+
+    return step_fn

@@ -1,0 +1,117 @@
+"""The records that stages pass to each other.
+
+Text records are frozen dataclasses and have a JSON Lines form (`persrm_jax.jsonl`); array records
+are NamedTuples, so that JAX sees them as pytrees.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+Array = jax.Array | np.ndarray
+Split = Literal["train", "dev", "test"]
+Pool = Literal["train", "test"]
+Order = Literal["AB", "BA"]
+Verdict = Literal["A", "B", "tie"]
+NegativeType = Literal["mimic", "minor", "random", "other_author", "other_author_same_topic"]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text by one author. `split` is its pool: `train` documents serve as exemplars, `test`
+    documents as candidates."""
+
+    author: str
+    doc_id: str
+    domain: str
+    split: Pool
+    text: str
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A person's exemplars and two candidates, one of them the person's own."""
+
+    pair_id: str
+    author: str
+    author_split: Split
+    domain: str
+    prompt: str
+    exemplars: tuple[str, ...]
+    exemplar_ids: tuple[str, ...]
+    chosen: str
+    chosen_id: str
+    rejected: str
+    rejected_id: str
+    rejected_author: str
+    negative_type: NegativeType
+    order: Order
+    writer: str
+    seed: int
+
+    def candidates(self, order: Order | None = None) -> tuple[str, str]:
+        """The texts shown as A and B; `AB` shows `chosen` as A."""
+        first = (order or self.order) == "AB"
+        return (self.chosen, self.rejected) if first else (self.rejected, self.chosen)
+
+
+def right_verdict(order: Order) -> Literal["A", "B"]:
+    """The side on which `order` shows the chosen text."""
+    return "A" if order == "AB" else "B"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A chat prompt and the reasoning that answers it rightly."""
+
+    pair_id: str
+    order: Order
+    messages: tuple[dict[str, str], ...]
+    response: str
+    teacher: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One judgement: `verdict` is None where the completion did not parse. `tokens` counts the
+    completion's tokens; `condition` is the number of exemplars, or `wrong_author`."""
+
+    pair_id: str
+    order: Order
+    condition: str
+    model: str
+    seed: int
+    sample: int
+    score_a: float | None
+    score_b: float | None
+    verdict: Verdict | None
+    parsed: bool
+    tokens: int
+    completion: str
+
+
+class Batch(NamedTuple):
+    """Token rows for a training step. Segment 0 is padding; rows may be padded on either side."""
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    segment_ids: Int[Array, "B T"]
+    loss_mask: Bool[Array, "B T"]
+    """True where the token is one that the model must predict."""
+
+
+class Rollout(NamedTuple):
+    """G completions for each of P prompts, B = P * G rows, prompts padded on the left."""
+
+    prompt_tokens: Int[Array, "B P"]
+    prompt_mask: Bool[Array, "B P"]
+    completion_tokens: Int[Array, "B T"]
+    completion_mask: Bool[Array, "B T"]
+    """True up to and including the first end token."""
+    logprobs: Float[Array, "B T"]
+    """The sampler's own, of the temperature-scaled, untruncated softmax."""
