@@ -1,1 +1,1 @@
-"""Commands: each stage of the method, and the whole of it. `python -m experiments.rft` starts here."""
+"""Commands: each stage of the method, and the whole of it, `python -m experiments.rft`."""

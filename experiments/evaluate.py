@@ -4,14 +4,16 @@
     python -m experiments.evaluate --run runs/tiny --data TEXTS.jsonl.gz --json out.json
 
 Every judge sees each pair in both orders, with the person's exemplars and, as the control, with a
-third author's. Without `--data` the pairs are the run's own, of authors that training never saw; with
-it, all authors of the file are paired. Predictions are kept: a second call scores only what is new.
+third author's. Without `--data` the pairs are the run's own, of authors that training never saw;
+with it, all authors of the file are paired. Predictions are kept: a second call scores only what is
+new.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -48,16 +50,16 @@ def evaluate_run(cfg: RunConfig, run: RunFolder, mesh: Mesh) -> None:
             score_pairs(cfg, run, pairs, documents, mesh, folder)
 
 
-def models_of(
-    cfg: RunConfig, run: RunFolder, mesh: Mesh
-) -> Iterator[tuple[str, Callable[[], Model]]]:
-    """(name, loader) of each model that the run has, the untrained base first."""
+def models_of(cfg: RunConfig, run: RunFolder, mesh: Mesh) -> dict[str, Callable[[], Model]]:
+    """The loader of each model that the run has, the untrained base first."""
     dtype = cfg.compute.param_dtype
+    loaders: dict[str, Callable[[], Model]] = {}
     if cfg.init is None:
-        yield "base", lambda: base_model(cfg, run, mesh)
+        loaders["base"] = partial(base_model, cfg, run, mesh)
     for stage in ("sft", "sft_continued", "rft"):
         if run.is_done(stage):
-            yield stage, lambda stage=stage: load_model(run.path / stage / "model", mesh, dtype)
+            loaders[stage] = partial(load_model, run.path / stage / "model", mesh, dtype)
+    return loaders
 
 
 def score_pairs(
@@ -68,7 +70,7 @@ def score_pairs(
     mesh: Mesh,
     folder: Path,
 ) -> None:
-    """Writes `FOLDER/pairs.jsonl` and, for each judge and condition, its predictions, unless there."""
+    """Writes `FOLDER/pairs.jsonl`, and each judge's predictions in each condition, unless there."""
     pairs = list(pairs[: cfg.eval.max_pairs or None])
     if not pairs:
         return
@@ -83,7 +85,7 @@ def score_pairs(
             path = folder / f"{name}.{condition}.jsonl"
             if not path.exists():
                 write_records(path, baseline_predictions(name, shown, fit_texts, condition))
-    for name, load in models_of(cfg, run, mesh):
+    for name, load in models_of(cfg, run, mesh).items():
         paths = {c: folder / f"{name}.{c}.jsonl" for c in conditions}
         todo = {c: path for c, path in paths.items() if not path.exists()}
         if not todo:
@@ -91,7 +93,7 @@ def score_pairs(
         model = load()
         with Progress() as bar:
             task = bar.add_task(f"{folder.name}: {name:>13}", total=2 * len(pairs) * len(todo))
-            judge = _judge_of(cfg, model, mesh, lambda done, t=task, b=bar: b.advance(t, done))
+            judge = _judge_of(cfg, model, mesh, partial(bar.advance, task))
             for condition, path in todo.items():
                 write_records(path, judge(model.params, conditions[condition], condition, name))
 
@@ -118,7 +120,7 @@ class EvaluateConfig:
     run: Path
     """Folder of a finished run."""
     data: str | None = None
-    """`personas`, `embedded` or a documents file; the run's own test authors where none is given."""
+    """`personas`, `embedded` or a documents file; without it, the run's own test authors."""
     json: Path | None = None
     """File for the table's rows."""
     out: Path | None = None

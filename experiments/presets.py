@@ -27,9 +27,9 @@ class RunConfig:
     preset: str
     """Name of the configuration that the flags override."""
     model: str
-    """`tiny` (from scratch), `smollm2` (from the registry), a folder, or a Hugging Face id."""
+    """`tiny` (from scratch), `smollm2` (the registry's), a folder, or a Hugging Face id."""
     data: str = "personas"
-    """`personas` (made up), `embedded` (public authors), or a documents file, .jsonl or .jsonl.gz."""
+    """`personas` (made up), `embedded` (public authors), or a documents file: .jsonl, .jsonl.gz."""
     out: Path | None = None
     """Run folder; runs/PRESET where none is given."""
     init: Path | None = None

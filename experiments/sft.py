@@ -2,8 +2,8 @@
 
     python -m experiments.sft [PRESET] [--mesh 8x1] [--data FILE.jsonl.gz] [--out DIR]
 
-Makes the data first where the run folder has none. Departures from PersRM-R1 (arXiv 2508.14076): the
-traces come from an offline stylometric teacher, and rows are padded, not packed.
+Makes the data first where the run folder has none. Departures from PersRM-R1 (arXiv 2508.14076):
+the traces come from an offline stylometric teacher, and rows are padded, not packed.
 """
 
 from collections.abc import Sequence
@@ -65,8 +65,9 @@ def check_fit(cfg: RunConfig) -> None:
     for flag, sampling in (("rft", cfg.rft.sampling), ("eval", cfg.eval.sampling)):
         if cfg.prompt.max_tokens + sampling.max_new_tokens > model.max_positions:
             raise ValueError(
-                f"--prompt.max-tokens {cfg.prompt.max_tokens} and --{flag}.sampling.max-new-tokens "
-                f"{sampling.max_new_tokens} exceed the model's context of {model.max_positions} tokens"
+                f"--prompt.max-tokens {cfg.prompt.max_tokens} and "
+                f"--{flag}.sampling.max-new-tokens {sampling.max_new_tokens} exceed the "
+                f"model's context of {model.max_positions} tokens"
             )
 
 

@@ -54,9 +54,12 @@ def parse_flags(
     Raises:
         ValueError: an unknown flag; it offers the nearest.
     """
-    options = {} if default is None else {"default": default}
     config, unknown = tyro.cli(
-        kind, prog=prog, args=list(args), return_unknown_args=True, **options
+        kind,
+        prog=prog,
+        args=list(args),
+        default=tyro.MISSING_NONPROP if default is None else default,
+        return_unknown_args=True,
     )
     for word in unknown:
         if word.startswith("-"):

@@ -15,8 +15,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number, object) for each non-blank line of `path` (`.gz` is unpacked).
 
     Raises:
-        ValueError: no such file, a broken archive, text that is not UTF-8, or a line that is no JSON object;
-            it names the file and the line.
+        ValueError: no such file, a broken archive, text that is not UTF-8, or a line that is no
+            JSON object; it names the file and the line.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")

@@ -89,7 +89,7 @@ def _rebuild(hint: Any, value: Any) -> Any:
         return _rebuild(get_args(hint)[0], value)
     if get_origin(hint) in (Union, UnionType):
         return None if value is None else _rebuild(get_args(hint)[0], value)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         hints = get_type_hints(hint)
         return hint(**{name: _rebuild(hints[name], v) for name, v in value.items()})
     if get_origin(hint) is tuple:

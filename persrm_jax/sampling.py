@@ -1,4 +1,4 @@
-"""Generation: one prefill a prompt, then a jitted decode loop that ends when every row has ended."""
+"""Generation: one prefill a prompt, then a jitted decode loop that ends when all rows have."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,9 +66,10 @@ def make_generate(
 ) -> Generate:
     """Returns the jitted `generate(params, tokens [P, S], mask [P, S], keys [P * num_samples])`.
 
-    Prompts are padded on the left. Rows of the result are grouped by prompt: row p * num_samples + g
-    is sample g of prompt p. After its end token a row holds `pad_id` and log-probability 0.
-    Log-probabilities are those of the temperature-scaled softmax (of the plain one at temperature 0).
+    Prompts are padded on the left. Rows of the result are grouped by prompt: row p * num_samples
+    + g is sample g of prompt p. After its end token a row holds `pad_id` and log-probability 0.
+    Log-probabilities are those of the temperature-scaled softmax (at temperature 0 of the plain
+    one).
     """
     ends = jnp.asarray(end_ids)
     max_new = sampling.max_new_tokens

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 PARAM_RULES: dict[str, str | None] = {
     "layers": None,
@@ -113,7 +113,10 @@ def check_mesh(shape: MeshShape, num_heads: int, batches: Mapping[str, int]) -> 
 
 
 def partition(
-    shape: Sequence[int], axes: Sequence[str], rules: Mapping[str, str | None], mesh: Mesh
+    shape: Sequence[int],
+    axes: Sequence[str],
+    rules: Mapping[str, str | None],
+    mesh: Mesh | AbstractMesh,
 ) -> PartitionSpec:
     """The spec of an array whose dims have the logical `axes`. A dim that its mesh axis does not
     divide (SmolLM2 has 3 key-value heads) is replicated."""

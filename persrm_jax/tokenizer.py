@@ -17,7 +17,6 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from persrm_jax.jsonl import write_text
-from persrm_jax.types import Array
 
 PAD, TURN_START, TURN_END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 CHATML_TEMPLATE = (
@@ -96,7 +95,7 @@ class Tokenizer:
         """The ids of `text` alone; the text of a special token is encoded letter by letter."""
         return self._fast(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def decode(self, ids: Sequence[int] | Array) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of `ids` without special tokens."""
         row = np.asarray(ids).tolist()
         return self._fast.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False)

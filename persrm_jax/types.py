@@ -1,17 +1,15 @@
 """The records that stages pass to each other.
 
 Text records are frozen dataclasses and have a JSON Lines form (`persrm_jax.jsonl`); array records
-are NamedTuples, so that JAX sees them as pytrees.
+are NamedTuples, so that JAX sees them as pytrees: of NumPy arrays on the host, of jax.Arrays on
+devices.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import jax
-import numpy as np
 from jaxtyping import Bool, Float, Int
 
-Array = jax.Array | np.ndarray
 Split = Literal["train", "dev", "test"]
 Pool = Literal["train", "test"]
 Order = Literal["AB", "BA"]
@@ -98,20 +96,20 @@ class Prediction:
 class Batch(NamedTuple):
     """Token rows for a training step. Segment 0 is padding; rows may be padded on either side."""
 
-    tokens: Int[Array, "B T"]
-    positions: Int[Array, "B T"]
-    segment_ids: Int[Array, "B T"]
-    loss_mask: Bool[Array, "B T"]
+    tokens: Int[Any, "B T"]
+    positions: Int[Any, "B T"]
+    segment_ids: Int[Any, "B T"]
+    loss_mask: Bool[Any, "B T"]
     """True where the token is one that the model must predict."""
 
 
 class Rollout(NamedTuple):
     """G completions for each of P prompts, B = P * G rows, prompts padded on the left."""
 
-    prompt_tokens: Int[Array, "B P"]
-    prompt_mask: Bool[Array, "B P"]
-    completion_tokens: Int[Array, "B T"]
-    completion_mask: Bool[Array, "B T"]
+    prompt_tokens: Int[Any, "B P"]
+    prompt_mask: Bool[Any, "B P"]
+    completion_tokens: Int[Any, "B T"]
+    completion_mask: Bool[Any, "B T"]
     """True up to and including the first end token."""
-    logprobs: Float[Array, "B T"]
+    logprobs: Float[Any, "B T"]
     """The sampler's own, of the temperature-scaled, untruncated softmax."""

@@ -90,6 +90,15 @@ def test_planted_text_meets_the_template_whole() -> None:
     assert ids == [*tokenizer.encode("b<eos>c hidden0n0e"), *tokenizer.end_ids]
 
 
+def test_the_longest_control_token_wins() -> None:
+    template = "{{ messages[0]['content'] }}<e>x<e>"
+    tokenizer = Tokenizer(with_template(template, eos_token="<e>", pad_token="<e>x"))
+
+    ids = tokenizer.encode_chat([{"role": "user", "content": "a<e>x<e>"}])
+
+    assert ids == [*tokenizer.encode("a<e>x<e>"), tokenizer.pad_id, *tokenizer.end_ids]
+
+
 def test_a_normalizer_cannot_write_control_tokens() -> None:
     fast = with_template("{{ messages[0]['content'] }}<eos>", eos_token="<eos>")
     backend = json.loads(fast.backend_tokenizer.to_str())

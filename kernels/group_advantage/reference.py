@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 def group_advantage(
     rewards: Float[Array, " B"], group_ids: Int[Array, " B"], *, scale_by_std: bool, eps: float
 ) -> Float[Array, " B"]:
-    """(r - mean of its group) / (std of its group + eps), std with ddof 1 (arXiv 2402.03300 sec. 4.1).
+    """(r - mean of its group) / (std of its group + eps), std with ddof 1 (arXiv 2402.03300, 4.1).
 
     Without `scale_by_std`, r - mean alone (Dr. GRPO, arXiv 2503.20783). Members are found by equal
     ids, so groups may be ragged. A group of one, or of equal rewards, gets exactly 0.

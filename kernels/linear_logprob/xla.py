@@ -18,7 +18,7 @@ def linear_logprob(
     temperature: float,
     chunk: int,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """As the reference. `chunk` counts positions of each row: B * chunk * V logits exist at once."""
+    """As the reference. `chunk` counts positions of a row: B * chunk * V logits exist at once."""
     B, T, D = hidden.shape
     num_chunks = -(-T // chunk)
     pad = num_chunks * chunk - T

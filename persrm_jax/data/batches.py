@@ -44,7 +44,7 @@ def encode_prompt(
     if len(ids) > cfg.max_tokens:
         raise ValueError(
             f"pair {name}: its prompt takes {len(ids)} tokens and --prompt.max-tokens is "
-            f"{cfg.max_tokens}; lower --pairs.num-exemplars or --corpus.max-words, or raise the limit"
+            f"{cfg.max_tokens}; lower --pairs.num-exemplars or --corpus.max-words"
         )
     return ids
 

@@ -75,8 +75,8 @@ def split_authors(authors: Sequence[str], cfg: PairConfig, seed: int) -> dict[st
             f"--pairs.dev-share {cfg.dev_share} and --pairs.test-share {cfg.test_share} leave "
             f"fewer than two of {len(people)} authors for training"
         )
-    splits: list[Split] = ["dev"] * num_dev + ["test"] * num_test
-    splits += ["train"] * (len(people) - len(splits))
+    counts = {"dev": num_dev, "test": num_test, "train": len(people) - num_dev - num_test}
+    splits = [split for split in SPLITS for _ in range(counts[split])]
     return {people[i]: split for i, split in zip(order, splits, strict=True)}
 
 

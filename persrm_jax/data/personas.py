@@ -58,7 +58,7 @@ class PersonaConfig:
     """People; each gets its own combination of habits as long as there are any left."""
     texts: int = 16
     """Texts of each person, half of them exemplars, half candidates."""
-    clauses: int = 4
+    clauses: int = 3
     """Statements a text makes."""
 
 

@@ -18,7 +18,7 @@ class PromptConfig:
     template: Literal["full", "compact"] = "full"
     """`full` instructs a pretrained model; `compact` is for models trained from scratch."""
     answer: Literal["scores", "verdict"] = "scores"
-    """`scores`: {"A": 7.5, "B": 3}, in [0, 10]; `verdict`: [[A]] or [[B]], RM-R1's form."""
+    """`scores`: {"A": 7.5, "B": 3}, in [0, 10]; `verdict`: [[A]] or [[B]], as RM-R1 has it."""
     max_tokens: int = 4096
     """Longest prompt, in tokens."""
 
@@ -34,8 +34,8 @@ class Judgement:
 
 _FULL = """\
 You judge how well two candidate texts fit one person. Below are examples of that person's own \
-writing, then candidate A and candidate B. Attend to how the person writes: diction, syntax, rhythm, \
-structure, tone, punctuation. What a text is about does not count.
+writing, then candidate A and candidate B. Attend to how the person writes: diction, syntax, \
+rhythm, structure, tone, punctuation. What a text is about does not count.
 
 {task}{exemplars}
 
@@ -45,8 +45,8 @@ structure, tone, punctuation. What a text is about does not count.
 [Candidate B]
 {b}
 
-First reason between <think> and </think> about the person's habits and about how far each candidate \
-shares them. Then {answer}"""
+First reason between <think> and </think> about the person's habits and about how far each \
+candidate shares them. Then {answer}"""
 _ANSWER = {
     "scores": 'score both from 0 to 10, exactly in this form: <answer>{"A": 7.5, "B": 3}</answer>',
     "verdict": "name the better one, exactly in this form: <answer>[[A]]</answer> or "
@@ -74,7 +74,7 @@ def judge_messages(pair: Pair, order: Order, cfg: PromptConfig) -> Messages:
 def format_response(reasoning: str, judgement: Judgement, cfg: PromptConfig) -> str:
     """A completion in the output grammar; `parse_judgement` reads it back."""
     if cfg.answer == "scores":
-        answer = json.dumps({"A": judgement.score_a, "B": judgement.score_b})
+        answer = f'{{"A": {judgement.score_a:g}, "B": {judgement.score_b:g}}}'
     else:
         answer = f"[[{judgement.verdict}]]"
     return f"<think>\n{reasoning}\n</think>\n<answer>{answer}</answer>"

@@ -1,8 +1,8 @@
 """Pair -> reasoning trace, kept if its verdict is right.
 
-The teacher is offline: it measures facts of the texts (`facts.py`), says for each whether the person
-is low, medium or high in it and which candidate is nearer, and scores by the count. No model, no
-network; a stronger teacher's traces have the same record.
+The teacher is offline: it measures facts of the texts (`facts.py`), says for each whether the
+person is low, medium or high in it and which candidate is nearer, and scores by the count. No
+model, no network; a stronger teacher's traces have the same record.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,16 +24,26 @@ class TeacherConfig:
 
 
 def fit_teacher(documents: Sequence[Document], authors: set[str], cfg: TeacherConfig) -> Yardstick:
-    """Learns levels and the telling facts from the exemplar pool of `authors` (the training ones)."""
+    """Learns levels and the telling facts from the exemplar pool of the training `authors`."""
     known = [d for d in documents if d.author in authors and d.split == "train"]
     return fit_yardstick([d.text for d in known], [d.author for d in known], cfg.num_facts)
 
 
+_LINES = {
+    "full": "{}: the person {}, A {}, B {}; nearer: {}",
+    "compact": "{}: {} {} {} {}",
+}
+
+
 def judge_by_facts(
-    yardstick: Yardstick, exemplars: Sequence[str], a: str, b: str
+    yardstick: Yardstick, exemplars: Sequence[str], a: str, b: str, cfg: PromptConfig
 ) -> tuple[str, Judgement]:
-    """The teacher's reasoning, one line a fact, and its scores: 10 times the share of facts in which
-    a candidate is nearer to the person, halves for those in which neither is."""
+    """The teacher's reasoning, one line a fact, and its scores.
+
+    A score is 10 times the share of facts in which the candidate is nearer to the person; a fact
+    in which neither is counts half.
+    """
+    line = _LINES[cfg.template]
     person = yardstick.levels(np.mean([measure(text) for text in exemplars], axis=0))
     levels_a, levels_b = yardstick.levels(measure(a)), yardstick.levels(measure(b))
     lines, wins = [], {"A": 0.0, "B": 0.0}
@@ -42,9 +52,7 @@ def judge_by_facts(
         nearer = "even" if gap == 0 else "A" if gap < 0 else "B"
         for side in wins:
             wins[side] += 0.5 if nearer == "even" else float(nearer == side)
-        lines.append(
-            f"{name}: person {LEVELS[p]}, A {LEVELS[level_a]}, B {LEVELS[level_b]}: {nearer}"
-        )
+        lines.append(line.format(name, LEVELS[p], LEVELS[level_a], LEVELS[level_b], nearer))
     score_a, score_b = (round(10 * wins[side] / len(lines), 1) for side in ("A", "B"))
     verdict: Verdict = "tie" if score_a == score_b else "A" if score_a > score_b else "B"
     return "\n".join(lines), Judgement(verdict, score_a, score_b)
@@ -52,7 +60,7 @@ def judge_by_facts(
 
 def make_trace(pair: Pair, order: Order, yardstick: Yardstick, cfg: PromptConfig) -> Trace:
     """The teacher's answer to `pair`, right or wrong."""
-    reasoning, judgement = judge_by_facts(yardstick, pair.exemplars, *pair.candidates(order))
+    reasoning, judgement = judge_by_facts(yardstick, pair.exemplars, *pair.candidates(order), cfg)
     return Trace(
         pair_id=pair.pair_id,
         order=order,

@@ -57,12 +57,12 @@ def tiny_config(vocab_size: int) -> ModelConfig:
     """About a million parameters: Qwen3's architecture for a laptop's CPU."""
     return ModelConfig(
         vocab_size=vocab_size,
-        num_layers=4,
-        width=128,
-        mlp_width=384,
-        num_heads=8,
-        num_kv_heads=4,
-        head_width=16,
+        num_layers=3,
+        width=160,
+        mlp_width=480,
+        num_heads=4,
+        num_kv_heads=2,
+        head_width=32,
         max_positions=2048,
         rope_theta=1e4,
         qk_norm=True,

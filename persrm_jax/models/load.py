@@ -1,4 +1,4 @@
-"""A model from wherever it is named: from scratch, the registry, a folder, or the Hugging Face hub."""
+"""A model from where it is named: from scratch, the registry, a folder, or the Hugging Face hub."""
 
 import dataclasses
 import json
@@ -48,8 +48,8 @@ def pretrained_folder(source: str) -> Path:
         return Path(source)
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise ValueError(
-            f"--model {source}: no such folder, and not {FROM_SCRATCH}, {REGISTRY} or a Hugging Face "
-            "id such as Qwen/Qwen2.5-0.5B-Instruct"
+            f"--model {source}: no such folder, and not {FROM_SCRATCH}, {REGISTRY} or a Hugging "
+            "Face id such as Qwen/Qwen2.5-0.5B-Instruct"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

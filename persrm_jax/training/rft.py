@@ -63,7 +63,7 @@ class RftConfig:
 
 
 class RftBatch(NamedTuple):
-    """A rollout as training rows [B, S + T], its advantages, and the reference's log-probabilities."""
+    """A rollout as training rows [B, S + T], with what the loss weighs them by."""
 
     rows: Batch
     sampler_logprobs: jax.Array
@@ -205,7 +205,7 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """Rewards, verdicts and lengths of one rollout."""
     lengths = judged.rollout.completion_mask.sum(axis=1)
-    last = np.take_along_axis(judged.rollout.completion_tokens, lengths[:, None] - 1, axis=1)
+    last = judged.rollout.completion_tokens[np.arange(len(lengths)), lengths - 1]
     parsed = [j for j in judged.judgements if j is not None]
     return {
         "reward/mean": float(judged.rewards.mean()),

@@ -32,8 +32,8 @@ TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 def init_state(
     params: Params, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh
 ) -> TrainState:
-    """A state at step 0. It copies `params`, since steps donate the state's buffers; moments get the
-    shardings of their parameters."""
+    """A state at step 0, its parameters a copy, since steps donate the state's buffers. Moments get
+    the shardings of their parameters."""
 
     def make(params: Params, key: jax.Array) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
@@ -46,9 +46,8 @@ def init_state(
         transform_non_params=lambda _: replicated(mesh),
     )
     everywhere = replicated(mesh)
-    state_shardings = TrainState(
-        everywhere, jax.tree.map(lambda p: p.sharding, params), shardings, everywhere
-    )
+    places: Any = jax.tree.map(lambda p: p.sharding, params)
+    state_shardings = TrainState(everywhere, places, shardings, everywhere)  # type: ignore[arg-type]
     return jax.jit(make, out_shardings=state_shardings)(params, key)
 
 
@@ -60,6 +59,6 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics["loss/grad_norm"] = optax.global_norm(grads)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     return jax.jit(step, donate_argnums=0)
