@@ -71,7 +71,8 @@ def make_mesh(shape: MeshShape) -> Mesh:
     if shape.num_devices <= MAX_SIMULATED_DEVICES:
         try:
             # Only the CPU backend reads this, and only before it starts.
-            jax.config.update("jax_num_cpu_devices", shape.num_devices)
+            wanted = max(shape.num_devices, jax.config.jax_num_cpu_devices)
+            jax.config.update("jax_num_cpu_devices", wanted)
         except RuntimeError:
             pass  # It has started: its devices are counted below.
     devices = jax.devices()
