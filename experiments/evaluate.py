@@ -21,9 +21,9 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import Progress
 
+from experiments.prepare import base_model, check_fit
 from experiments.presets import RunConfig
 from experiments.report import WRONG_AUTHOR, find_rows
-from experiments.sft import base_model, check_fit
 from experiments.synthesize import load_pairs, read_documents
 from persrm_jax import cli
 from persrm_jax.data.pairs import make_test_pairs, with_wrong_author

@@ -63,19 +63,22 @@ TINY = RunConfig(
     prompt=PromptConfig(template="compact", max_tokens=512),
     teacher=TeacherConfig(num_facts=5),
     sft=SftConfig(
-        steps=200,
-        batch_size=32,
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=20),
+        steps=600,
+        batch_size=16,
+        optimizer=OptimizerConfig(learning_rate=2e-3, schedule="constant", warmup_steps=20),
         save_every=50,
+        eval_every=25,
+        stop_accuracy=0.7,
     ),
     rft=RftConfig(
         steps=60,
         prompts=8,
         group_size=8,
-        sampling=SamplingConfig(max_new_tokens=96),
+        sampling=SamplingConfig(max_new_tokens=64),
         optimizer=OptimizerConfig(learning_rate=3e-4, schedule="constant", warmup_steps=5),
+        eval_every=20,
     ),
-    eval=EvalConfig(batch_size=64, sampling=SamplingConfig(max_new_tokens=96, temperature=0.0)),
+    eval=EvalConfig(batch_size=64, sampling=SamplingConfig(max_new_tokens=64, temperature=0.0)),
 )
 
 # The paper's SFT (arXiv 2508.14076) and RM-R1's GRPO (arXiv 2505.02387): batch 128, learning rate

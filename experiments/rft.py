@@ -11,15 +11,17 @@ Finished stages are skipped: after Ctrl-C, the same command goes on. Departures 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
 from experiments.evaluate import evaluate_run
+from experiments.prepare import base_model, dev_watch, prepare
 from experiments.presets import DEFAULT, PRESETS, RunConfig
 from experiments.report import report_runs
-from experiments.sft import base_model, prepare, run_sft
-from experiments.synthesize import load_pairs
+from experiments.sft import run_sft
+from experiments.synthesize import load_pairs, load_traces
 from persrm_jax import cli
 from persrm_jax.checkpoint import Checkpoints
 from persrm_jax.data.batches import bucketed, encode_pairs, encode_traces
@@ -62,6 +64,7 @@ def run_rft(cfg: RunConfig, run: RunFolder, start: Model, mesh: Mesh) -> None:
                 checkpoints=checkpoints,
                 writer=lambda first: MetricsWriter(folder, first),
                 show="reward/mean",
+                watch=dev_watch(cfg, run, start, mesh, every=cfg.rft.eval_every),
             )
         finally:
             checkpoints.close()
@@ -87,10 +90,9 @@ def continued_sft(cfg: RunConfig, run: RunFolder, start: Model) -> SftConfig:
     """SFT's config for the rival: the same optimizer, for as much compute as RFT."""
     pairs = load_pairs(run.path, "train")
     prompts = encode_pairs(pairs, [p.order for p in pairs], start.tokenizer, cfg.prompt)
-    from experiments.synthesize import load_traces
-
     length = bucketed(max(map(len, prompts)))
-    return replace(cfg.sft, steps=matched_steps(cfg, start, load_traces(run.path), length))
+    steps = matched_steps(cfg, start, load_traces(run.path), length)
+    return replace(cfg.sft, steps=steps, stop_accuracy=2.0)
 
 
 def run_all(cfg: RunConfig) -> RunFolder:
@@ -115,7 +117,7 @@ def run_all(cfg: RunConfig) -> RunFolder:
     return run
 
 
-def sft_folder(cfg: RunConfig, run: RunFolder):  # type: ignore[no-untyped-def]
+def sft_folder(cfg: RunConfig, run: RunFolder) -> Path:
     """Where RFT's starting model is."""
     return model_folder(cfg.init if cfg.init is not None else run.path)
 

@@ -69,10 +69,9 @@ def load_tree(folder: Path, like: State) -> State:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such checkpoint folder")
     with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            found = checkpointer.metadata(folder.absolute()).item_metadata
-        except FileNotFoundError:
-            raise ValueError(f"{folder}: holds no checkpoint") from None
+        found = checkpointer.metadata(folder.absolute()).item_metadata
+        if found is None:
+            raise ValueError(f"{folder}: holds no checkpoint")
         if (problem := _mismatch(like, found)) is not None:
             raise ValueError(f"{folder}: not a checkpoint of this model ({problem})")
         return checkpointer.restore(folder.absolute(), jax.tree.map(_abstract, like))

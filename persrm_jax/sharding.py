@@ -57,7 +57,7 @@ class MeshShape:
     def parse(cls, text: str) -> "MeshShape":
         """Reads `DATAxMODEL`."""
         sides = text.lower().split("x")
-        if len(sides) != 2 or not all(side.isdigit() for side in sides):
+        if len(sides) != 2 or not all(side.isascii() and side.isdigit() for side in sides):
             raise ValueError(f"--mesh {text}: expected DATAxMODEL, such as 8x1")
         return cls(*map(int, sides))
 
@@ -71,15 +71,16 @@ def make_mesh(shape: MeshShape) -> Mesh:
     if shape.num_devices <= MAX_SIMULATED_DEVICES:
         try:
             # Only the CPU backend reads this, and only before it starts.
-            wanted = max(shape.num_devices, jax.config.jax_num_cpu_devices)
-            jax.config.update("jax_num_cpu_devices", wanted)
+            set_before = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+            jax.config.update("jax_num_cpu_devices", max(shape.num_devices, set_before))
         except RuntimeError:
             pass  # It has started: its devices are counted below.
     devices = jax.devices()
     if len(devices) < shape.num_devices:
         have = len(devices)
         kind = devices[0].device_kind
-        limit = have if devices[0].platform != "cpu" else MAX_SIMULATED_DEVICES
+        too_many = shape.num_devices > MAX_SIMULATED_DEVICES
+        limit = MAX_SIMULATED_DEVICES if devices[0].platform == "cpu" and too_many else have
         raise ValueError(
             f"--mesh {shape} needs {shape.num_devices} devices and this machine offers {limit} "
             f"({kind}): --mesh {limit}x1 would fit"

@@ -5,6 +5,7 @@ control token: only the chat template can.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from itertools import count
@@ -14,7 +15,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as BackendTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+# transformers says on import that it finds no PyTorch, which we do not use.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: E402
 
 from persrm_jax.jsonl import write_text
 
@@ -34,6 +38,7 @@ class Tokenizer:
     Attributes:
         vocab_size: Number of ids, added tokens included.
         end_ids: Ids that end a turn: the tokenizer's own, and those of the generation config.
+        end_id: The tokenizer's own end-of-turn id: what a response in training ends with.
         pad_id: An id for masked positions, never one of `end_ids`.
     """
 
@@ -52,6 +57,7 @@ class Tokenizer:
         special = {i: t.content for i, t in fast.added_tokens_decoder.items() if t.special}
         if plain := [i for i in self.end_ids if i not in special]:
             raise ValueError(f"the end id {plain[0]} is not a special token of the tokenizer")
+        self.end_id: int = self.end_ids[0] if fast.eos_token_id is None else fast.eos_token_id
         self.vocab_size: int = len(fast)
         self.pad_id: int = _choose_pad(fast, special, self.end_ids)
         self._fast: Any = fast  # transformers annotates the union of all its modes

@@ -66,7 +66,7 @@ def encode_traces(
     return [
         (
             encode_prompt(trace.messages, trace.pair_id, tokenizer, cfg),
-            [*tokenizer.encode(trace.response), tokenizer.end_ids[0]],
+            [*tokenizer.encode(trace.response), tokenizer.end_id],
         )
         for trace in traces
     ]

@@ -14,6 +14,9 @@ _HEDGES = frozenset(
     "maybe perhaps possibly probably guess think seem seems seemed appears apparently likely "
     "somewhat rather might may could".split()
 )
+_STRESS = frozenset(
+    "really very totally absolutely completely extremely quite highly truly indeed".split()
+)
 _FIRST_PERSON = frozenset(
     "i me my mine myself we us our ours i'm i'll i've i'd we're we'll".split()
 )
@@ -88,6 +91,7 @@ FACTS: dict[str, Callable[[str], float]] = {
     "capital letters": _capital_starts,
     "contractions": _contractions,
     "hedges": lambda text: _share(text, _HEDGES),
+    "emphasis": lambda text: _share(text, _STRESS),
     "first person": lambda text: _share(text, _FIRST_PERSON),
     "connectives": lambda text: _share(text, _CONNECTIVES),
     "articles": lambda text: _share(text, _ARTICLES),

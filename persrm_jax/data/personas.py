@@ -11,7 +11,7 @@ import numpy as np
 
 from persrm_jax.types import Document
 
-HABITS = ("exclaims", "contracts", "capitals", "hedges", "asks", "joins")
+HABITS = ("exclaims", "contracts", "capitals", "hedges", "asks", "joins", "stresses")
 _KEPT = 0.92
 
 _TOPICS = {
@@ -48,18 +48,25 @@ _FORMS = {
 }
 _HEDGES = ("maybe", "perhaps", "I think", "I guess")
 _TAGS = ("right", "okay", "yes")
+_STRESS = ("really", "totally", "very much")
 
 
 @dataclass(frozen=True)
 class PersonaConfig:
     """Size of the persona world."""
 
-    num_personas: int = 160
-    """People; each gets its own combination of habits as long as there are any left."""
+    num_personas: int = 128
+    """People, at most 128: each has a combination of habits that nobody else has."""
     texts: int = 16
     """Texts of each person, half of them exemplars, half candidates."""
     clauses: int = 3
     """Statements a text makes."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_personas <= 2 ** len(HABITS):
+            raise ValueError(
+                f"--personas.num-personas {self.num_personas}: must be 1 to {2 ** len(HABITS)}"
+            )
 
 
 def make_personas(cfg: PersonaConfig, seed: int) -> list[Document]:
@@ -68,7 +75,7 @@ def make_personas(cfg: PersonaConfig, seed: int) -> list[Document]:
     combinations = rng.permutation(2 ** len(HABITS))
     documents = []
     for number in range(cfg.num_personas):
-        code = int(combinations[number % len(combinations)])
+        code = int(combinations[number])
         habits = {name: bool(code >> bit & 1) for bit, name in enumerate(HABITS)}
         for text_number in range(cfg.texts):
             topic = list(_TOPICS)[int(rng.integers(len(_TOPICS)))]
@@ -98,6 +105,8 @@ def _write(
         clause = pick(_CLAUSES).replace("{x}", pick(things))
         for full, short in _FORMS.items():
             clause = clause.replace(f"{{{full}}}", short if does("contracts") else full)
+        if does("stresses"):
+            clause = f"{clause} {pick(_STRESS)}"
         clauses.append(f"{pick(_HEDGES)} {clause}" if does("hedges") else clause)
 
     sentences: list[list[str]] = []
@@ -111,7 +120,7 @@ def _write(
         sentence = " and ".join(parts)
         sentence = sentence[0].upper() + sentence[1:] if does("capitals") else sentence.lower()
         if does("asks"):
-            sentence += f", {pick(_TAGS)}?"
+            sentence += f" {pick(_TAGS)}?"
         else:
             sentence += "!" if does("exclaims") else "."
         written.append(sentence)

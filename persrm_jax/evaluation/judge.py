@@ -29,6 +29,8 @@ class EvalConfig:
     """Greedy by default."""
     max_pairs: int = 0
     """Evaluate only the first so many pairs (0: all)."""
+    max_dev_pairs: int = 64
+    """Pairs of dev authors for the evaluations during training."""
 
 
 JudgePairs = Callable[[Params, Sequence[Pair], str, str], list[Prediction]]

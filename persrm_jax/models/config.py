@@ -69,6 +69,17 @@ def tiny_config(vocab_size: int) -> ModelConfig:
     )
 
 
+_REQUIRED = (
+    "vocab_size",
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+)
+
+
 def load_config(folder: Path) -> ModelConfig:
     """Reads a Hugging Face `config.json`.
 
@@ -82,6 +93,8 @@ def load_config(folder: Path) -> ModelConfig:
         hf = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON ({error.msg})") from None
+    if not isinstance(hf, dict):
+        raise ValueError(f"{path}: not a JSON object")
     family = hf.get("model_type")
     if family not in ("qwen2", "qwen3", "llama"):
         raise ValueError(f"{path}: model_type {family!r} is not one of qwen2, qwen3, llama")
@@ -91,6 +104,8 @@ def load_config(folder: Path) -> ModelConfig:
         raise ValueError(f"{path}: quantized weights are not supported")
     if hf.get("hidden_act", "silu") != "silu":
         raise ValueError(f"{path}: hidden_act {hf['hidden_act']!r} is not supported, only silu")
+    if absent := [name for name in _REQUIRED if name not in hf]:
+        raise ValueError(f"{path}: lacks {', '.join(absent)}")
     num_heads = hf["num_attention_heads"]
     # transformers 5 writes rope_parameters; earlier versions rope_theta and rope_scaling.
     rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}

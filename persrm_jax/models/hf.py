@@ -108,8 +108,11 @@ def _check(
     handles: Mapping[Path, safe_open],
     cfg: ModelConfig,
 ) -> None:
-    problems = [f"missing {name}" for name in wanted if name not in files]
+    held = {file: set(handle.keys()) for file, handle in handles.items()}
+    problems = [f"missing {n}" for n in wanted if n not in files or n not in held[files[n]]]
     for name, file in files.items():
+        if name not in held[file]:
+            continue  # missing, if wanted
         if name not in wanted:
             # Tied models may still carry a copy of the embedding.
             if not (name == "lm_head.weight" and cfg.tie_embeddings):

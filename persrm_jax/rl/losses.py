@@ -80,6 +80,9 @@ def grpo_loss(
     cfg: LossConfig,
 ) -> tuple[Float[Array, ""], Metrics]:
     """sequence_mean(surrogate + kl_coef * KL), and its metrics."""
+    # Before any exp: where masked, an infinity times a zero cotangent would be NaN.
+    logprobs = jnp.where(mask, logprobs, 0.0)
+    old_logprobs = jnp.where(mask, old_logprobs, 0.0)
     surrogate = clipped_surrogate(
         logprobs, old_logprobs, advantages, clip_low=cfg.clip_low, clip_high=cfg.clip_high
     )
@@ -96,7 +99,7 @@ def grpo_loss(
     }
     loss = policy_loss
     if ref_logprobs is not None:
-        kl = kl_estimate(logprobs, ref_logprobs, cfg.kl_estimator)
+        kl = kl_estimate(logprobs, jnp.where(mask, ref_logprobs, 0.0), cfg.kl_estimator)
         metrics["kl/mean"] = masked_mean(kl, mask)
         loss = loss + cfg.kl_coef * sequence_mean(kl, mask)
     metrics["loss/total"] = loss

@@ -50,6 +50,8 @@ class RftConfig:
     )
     save_every: int = 20
     """Steps between checkpoints."""
+    eval_every: int = 0
+    """Steps between evaluations on dev authors; 0 for none."""
     text_every: int = 10
     """Steps between rollouts that TensorBoard shows as text."""
 

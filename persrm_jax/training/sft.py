@@ -30,6 +30,11 @@ class SftConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     save_every: int = 100
     """Steps between checkpoints."""
+    eval_every: int = 0
+    """Steps between evaluations on dev authors; 0 for none."""
+    stop_accuracy: float = 2.0
+    """Greedy dev accuracy at which SFT ends early (above 1: never). RFT learns from groups in which
+    some completions are right and some wrong; an SFT model without doubt leaves it none."""
 
 
 def make_sft_loss(cfg: ModelConfig, compute: ComputeConfig) -> LossFn:

@@ -20,10 +20,11 @@ LossFn = Callable[[Params, Any], tuple[jax.Array, Metrics]]
 class TrainState:
     """Everything that a step changes, and everything that a checkpoint holds."""
 
-    step: jax.Array
-    params: Params
-    opt_state: optax.OptState
-    key: jax.Array
+    # Any: tree.map and eval_shape put shardings and shapes in place of the arrays.
+    step: Any
+    params: Any
+    opt_state: Any
+    key: Any
 
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
@@ -47,7 +48,7 @@ def init_state(
     )
     everywhere = replicated(mesh)
     places: Any = jax.tree.map(lambda p: p.sharding, params)
-    state_shardings = TrainState(everywhere, places, shardings, everywhere)  # type: ignore[arg-type]
+    state_shardings = TrainState(everywhere, places, shardings, everywhere)
     return jax.jit(make, out_shardings=state_shardings)(params, key)
 
 

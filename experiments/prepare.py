@@ -1,0 +1,89 @@
+"""What every command does first: check that the run can work, make its data, load its model."""
+
+import jax
+from jax.sharding import Mesh
+
+from experiments.presets import FREE_FIELDS, RunConfig
+from experiments.synthesize import load_pairs, synthesize
+from persrm_jax.evaluation.judge import make_judge
+from persrm_jax.evaluation.statistics import judgement_credit
+from persrm_jax.models.load import (
+    FROM_SCRATCH,
+    Model,
+    load_pretrained,
+    model_folder,
+    new_model,
+    read_config,
+)
+from persrm_jax.models.params import Params
+from persrm_jax.runs import RunFolder
+from persrm_jax.sharding import check_mesh, make_mesh
+from persrm_jax.tokenizer import Tokenizer
+from persrm_jax.training.loop import Watch
+
+
+def prepare(cfg: RunConfig) -> tuple[RunFolder, Mesh]:
+    """The mesh and the run folder, its data made."""
+    mesh = make_mesh(cfg.mesh)
+    check_fit(cfg)
+    run = RunFolder(cfg.folder, cfg, free=FREE_FIELDS)
+    if not run.is_done("data"):
+        synthesize(cfg, run)
+    return run, mesh
+
+
+def base_model(cfg: RunConfig, run: RunFolder, mesh: Mesh) -> Model:
+    """The model that training starts from: fresh weights, or a pretrained model's."""
+    dtype = cfg.compute.param_dtype
+    if cfg.model == FROM_SCRATCH:
+        tokenizer = Tokenizer.load(run.path / "tokenizer")
+        return new_model(tokenizer, jax.random.key(cfg.seed), mesh, dtype)
+    return load_pretrained(cfg.model, mesh, dtype)
+
+
+def check_fit(cfg: RunConfig) -> None:
+    """Refuses, before anything is written, what cannot run.
+
+    Raises:
+        ValueError: a mesh that does not divide the model's heads or a batch, or prompts and
+            completions longer than the model's context.
+    """
+    model = read_config(cfg.model if cfg.init is None else str(model_folder(cfg.init)))
+    check_mesh(
+        cfg.mesh,
+        model.num_heads,
+        {
+            "--sft.batch-size": cfg.sft.batch_size,
+            "--rft.prompts": cfg.rft.prompts,
+            "--eval.batch-size": cfg.eval.batch_size,
+        },
+    )
+    for flag, sampling in (("rft", cfg.rft.sampling), ("eval", cfg.eval.sampling)):
+        if cfg.prompt.max_tokens + sampling.max_new_tokens > model.max_positions:
+            raise ValueError(
+                f"--prompt.max-tokens {cfg.prompt.max_tokens} and "
+                f"--{flag}.sampling.max-new-tokens {sampling.max_new_tokens} exceed the "
+                f"model's context of {model.max_positions} tokens"
+            )
+
+
+def dev_watch(
+    cfg: RunConfig, run: RunFolder, model: Model, mesh: Mesh, *, every: int, stop_at: float = 2.0
+) -> Watch:
+    """Greedy accuracy on the run's dev authors, both orders, every so many steps."""
+    pairs = load_pairs(run.path, "dev")[: cfg.eval.max_dev_pairs]
+    judge = make_judge(
+        model.config,
+        cfg.eval,
+        tokenizer=model.tokenizer,
+        prompt=cfg.prompt,
+        compute_dtype=cfg.compute.dtype,
+        seed=cfg.seed,
+        mesh=mesh,
+    )
+
+    def evaluate(params: Params) -> float:
+        credits = [judgement_credit(p) for p in judge(params, pairs, "dev", "dev")]
+        return sum(credits) / len(credits)
+
+    return Watch(every if pairs else 0, evaluate, stop_at)

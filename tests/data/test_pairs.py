@@ -1,0 +1,336 @@
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from persrm_jax.data.pairs import (
+    PairConfig,
+    PairSets,
+    five_grams,
+    is_near_copy,
+    make_pairs,
+    make_test_pairs,
+    split_authors,
+    with_wrong_author,
+)
+from persrm_jax.types import Document, Pair
+
+WORDS = [a + b + c for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
+CFG = PairConfig(num_exemplars=2, num_train=31, num_dev=10, num_test=20, num_seen=11, topic_pool=5)
+
+
+def _corpus(seed: int, num_authors: int = 9, texts: int = 8, length: int = 30) -> list[Document]:
+    rng = np.random.default_rng(seed)
+    return [
+        Document(
+            author=f"author-{a}",
+            doc_id=f"{a}/{i}",
+            domain=f"domain-{a % 2}",
+            split="train" if i % 2 else "test",
+            text=" ".join(rng.choice(WORDS, length)),
+            prompt=f"prompt {a}/{i}",
+        )
+        for a in range(num_authors)
+        for i in range(texts)
+    ]
+
+
+def _is_copy(first: str, second: str) -> bool:
+    """5-gram Jaccard >= 0.3, on the words themselves."""
+    grams = []
+    for text in (first, second):
+        words = text.lower().split()
+        grams.append({" ".join(words[i : i + 5]) for i in range(len(words) - 4)})
+    union = grams[0] | grams[1]
+    return bool(union) and len(grams[0] & grams[1]) / len(union) >= 0.3
+
+
+def _check(documents: Sequence[Document], pair: Pair, num_exemplars: int) -> None:
+    """What holds of every pair."""
+    by_id = {d.doc_id: d for d in documents}
+    chosen, rejected = by_id[pair.chosen_id], by_id[pair.rejected_id]
+    exemplars = [by_id[i] for i in pair.exemplar_ids]
+    assert (pair.chosen, pair.rejected) == (chosen.text, rejected.text)
+    assert pair.exemplars == tuple(d.text for d in exemplars)
+    assert len(set(pair.exemplar_ids)) == len(exemplars) == num_exemplars
+    assert {chosen.author, *(d.author for d in exemplars)} == {pair.author}
+    assert rejected.author == pair.rejected_author != pair.author
+    assert {d.split for d in exemplars} == {"train"}
+    assert (chosen.split, rejected.split) == ("test", "test")
+    assert (pair.domain, pair.prompt) == (chosen.domain, chosen.prompt)
+    assert not any(_is_copy(text, pair.chosen) for text in pair.exemplars)
+
+
+def _authors(pairs: Sequence[Pair]) -> dict[str, set[str]]:
+    found = defaultdict(set)
+    for pair in pairs:
+        found[pair.author_split] |= {pair.author, pair.rejected_author}
+    return found
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_authors=st.integers(6, 14),
+    k=st.integers(1, 3),
+    texts=st.integers(6, 10),
+    kind=st.sampled_from(["other_author", "other_author_same_topic"]),
+)
+def test_properties_of_any_corpus(
+    seed: int, num_authors: int, k: int, texts: int, kind: str
+) -> None:
+    documents = _corpus(seed, num_authors, texts)
+    cfg = replace(CFG, num_exemplars=k, negatives=(kind,))
+    sets = make_pairs(documents, cfg, seed)
+
+    counts = Counter(pair.author_split for pair in sets.main)
+    assert counts == {"train": 31, "dev": 10, "test": 20}
+    assert len(sets.seen) == 11 and {p.author_split for p in sets.seen} == {"train"}
+    for pair in [*sets.main, *sets.seen]:
+        _check(documents, pair, k)
+        assert pair.negative_type == kind
+    everyone = [*sets.main, *sets.seen]
+    assert len({p.pair_id for p in everyone}) == len(everyone)
+    exemplars = {i for p in everyone for i in p.exemplar_ids}
+    assert not exemplars & {i for p in everyone for i in (p.chosen_id, p.rejected_id)}
+
+    splits = _authors(sets.main)
+    assert not splits["train"] & splits["dev"]
+    assert not splits["train"] & splits["test"]
+    assert not splits["dev"] & splits["test"]
+    assert _authors(sets.seen)["train"] <= splits["train"]
+    trained = [p for p in sets.main if p.author_split == "train"]
+    candidates = {i for p in trained for i in (p.chosen_id, p.rejected_id)}
+    assert not candidates & {i for p in sets.seen for i in (p.chosen_id, p.rejected_id)}
+
+    for split in ("train", "dev", "test"):
+        sides = Counter(p.order for p in sets.main if p.author_split == split)
+        assert abs(sides["AB"] - sides["BA"]) <= 1
+        turns = Counter(p.author for p in sets.main if p.author_split == split)
+        assert max(turns.values()) - min(turns.values()) <= 1
+    assert abs(sum(1 if p.order == "AB" else -1 for p in sets.seen)) <= 1
+
+    assert make_pairs(documents, cfg, seed) == sets
+    if seed < 2**32 - 1:
+        assert make_pairs(documents, cfg, seed + 1) != sets
+
+
+def test_sides_do_not_follow_the_position() -> None:
+    pairs = make_pairs(_corpus(0), replace(CFG, num_train=200), 0).main
+    orders = [p.order for p in pairs if p.author_split == "train"]
+    alternating = sum(a != b for a, b in zip(orders, orders[1:], strict=False))
+    assert 60 < alternating < 140
+
+
+def test_kinds_come_in_equal_parts() -> None:
+    cfg = replace(CFG, negatives=("other_author", "other_author_same_topic"))
+    kinds = Counter(p.negative_type for p in make_pairs(_corpus(0), cfg, 0).main)
+    assert abs(kinds["other_author"] - kinds["other_author_same_topic"]) <= 3
+
+
+@pytest.mark.parametrize(
+    ("shared", "length", "copy"),
+    # Texts of `length` words have length - 4 five-grams, and share those of their first words.
+    [(9, 14, True), (8, 14, False), (10, 17, True), (9, 17, False), (14, 14, True), (0, 14, False)],
+)
+def test_near_copies_by_hand(shared: int, length: int, copy: bool) -> None:
+    first = " ".join(WORDS[:length])
+    second = " ".join([*WORDS[:shared], *WORDS[50 : 50 + length - shared]])
+    ours = max(shared - 4, 0)
+    assert (ours / (2 * (length - 4) - ours) >= 0.3) == copy
+    assert is_near_copy(five_grams(first), five_grams(second.upper())) == copy
+    assert not is_near_copy(five_grams("a b c d"), five_grams("a b c d"))
+
+
+def _plant(documents: list[Document], source: Document, author: str) -> list[Document]:
+    """`author`'s exemplars, but for two, become copies of `source` with a word changed."""
+    own = [d for d in documents if d.author == author and d.split == "train"]
+    copy = " ".join(["changed", *source.text.split()[1:]])
+    planted = {d.doc_id for d in own[2:]}
+    return [replace(d, text=copy) if d.doc_id in planted else d for d in documents]
+
+
+def test_near_copies_of_a_candidate_are_no_exemplars() -> None:
+    documents = _corpus(1, num_authors=6, texts=12)
+    for author in sorted({d.author for d in documents}):
+        source = next(d for d in documents if d.author == author and d.split == "test")
+        documents = _plant(documents, source, author)
+    pairs = make_test_pairs(documents, replace(CFG, num_test=60), 0)
+    sources = {f"{a}/0" for a in range(6)}
+    assert {p.chosen_id for p in pairs} & sources
+    used: dict[bool, set[str]] = {True: set(), False: set()}
+    for pair in pairs:
+        _check(documents, pair, 2)
+        used[pair.chosen_id in sources] |= set(pair.exemplar_ids)
+    planted = {d.doc_id for d in documents if d.text.startswith("changed")}
+    assert used[False] & planted, "elsewhere the copies are ordinary exemplars"
+    assert not used[True] & planted
+
+
+def test_near_copies_of_the_rejected_text_are_no_exemplars() -> None:
+    documents = _corpus(2, num_authors=2, texts=12)
+    source = next(d for d in documents if d.author == "author-1" and d.split == "test")
+    # Two people, and the second has one candidate: it is the first's rejected text always.
+    documents = [
+        d
+        for d in documents
+        if d.author == "author-0" or d.split == "train" or d.doc_id == source.doc_id
+    ]
+    documents = _plant(documents, source, "author-0")
+    pairs = make_test_pairs(documents, replace(CFG, num_test=20), 0)
+    rejected = [p for p in pairs if p.author == "author-0"]
+    assert rejected and {p.rejected_id for p in rejected} == {source.doc_id}
+    for pair in rejected:
+        assert not any(_is_copy(text, pair.rejected) for text in pair.exemplars)
+
+
+def test_a_rejected_text_is_no_near_copy_of_the_chosen_one() -> None:
+    documents = _corpus(3, num_authors=6)
+    source = next(d for d in documents if d.author == "author-0" and d.split == "test")
+    documents = [
+        replace(d, text=source.text + " and more")
+        if d.author == "author-1" and d.split == "test" and d.doc_id != "1/0"
+        else d
+        for d in documents
+    ]
+    # Every text by others is looked at, and the copies are the nearest in topic.
+    cfg = replace(CFG, num_test=40, topic_pool=1000)
+    pairs = [p for p in make_test_pairs(documents, cfg, 0) if p.chosen_id == source.doc_id]
+    assert pairs
+    assert not any(_is_copy(p.chosen, p.rejected) for p in pairs)
+
+
+def test_same_topic_takes_the_nearest_in_content_words() -> None:
+    topics = {
+        "ann": ("tractor barn harvest wheat", "the and of ship"),
+        "bob": ("violin sonata quartet cello", "the and of tractor barn harvest"),
+        "cat": ("sailing harbour anchor ship", "the and of violin sonata"),
+        "dan": ("pastry oven flour butter", "the and of pastry"),
+    }
+    documents = []
+    for author, (own, other) in topics.items():
+        documents += [
+            Document(author, f"{author}-own", "d", "test", f"{own} today"),
+            Document(author, f"{author}-other", "d", "test", f"{other} today"),
+            Document(author, f"{author}-shown", "d", "train", "the and of it today"),
+        ]
+    cfg = PairConfig(
+        num_exemplars=1, num_test=60, topic_pool=100, negatives=("other_author_same_topic",)
+    )
+    pairs = make_test_pairs(documents, cfg, 0)
+    nearest = {"ann-own": "bob-other", "bob-own": "cat-other", "cat-own": "ann-other"}
+    assert nearest.keys() <= {p.chosen_id for p in pairs}
+    for pair in pairs:
+        assert pair.rejected_id == nearest.get(pair.chosen_id, pair.rejected_id)
+    assert {p.rejected_id for p in pairs if p.chosen_id == "bob-other"} == {"ann-own"}
+
+    random = make_test_pairs(documents, replace(cfg, negatives=("other_author",)), 0)
+    found = defaultdict(set)
+    for pair in random:
+        found[pair.chosen_id].add(pair.rejected_id)
+    assert max(len(ids) for ids in found.values()) > 2
+
+
+def test_a_test_set_pairs_all_authors_alike() -> None:
+    documents = _corpus(4, num_authors=5)
+    pairs = make_test_pairs(documents, CFG, 0)
+    assert len(pairs) == 20 and {p.author_split for p in pairs} == {"test"}
+    assert Counter(p.author for p in pairs) == {f"author-{a}": 4 for a in range(5)}
+    for pair in pairs:
+        _check(documents, pair, 2)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 1000))
+def test_the_wrong_author_is_neither_of_the_two(seed: int) -> None:
+    documents = _corpus(seed)
+    author_of = {d.doc_id: d.author for d in documents}
+    domain_of = {d.author: d.domain for d in documents}
+    pairs = make_test_pairs(documents, CFG, seed)
+    swapped = with_wrong_author(pairs, seed)
+    for pair, wrong in zip(pairs, swapped, strict=True):
+        (shown,) = {author_of[i] for i in wrong.exemplar_ids}
+        assert shown not in (pair.author, pair.rejected_author)
+        assert domain_of[shown] == pair.domain
+        assert wrong.exemplars != pair.exemplars and len(wrong.exemplars) == len(pair.exemplars)
+        assert replace(wrong, exemplars=pair.exemplars, exemplar_ids=pair.exemplar_ids) == pair
+    assert with_wrong_author(pairs, seed) == swapped
+
+
+def test_the_wrong_author_comes_from_elsewhere_where_the_domain_has_no_third() -> None:
+    documents = [
+        replace(d, domain="rare" if d.author in ("author-0", "author-1") else "common")
+        for d in _corpus(5)
+    ]
+    pairs = make_test_pairs(documents, replace(CFG, num_test=80, topic_pool=1), 0)
+    rare = [
+        i for i, p in enumerate(pairs) if {p.author, p.rejected_author} == {"author-0", "author-1"}
+    ]
+    assert rare
+    swapped = with_wrong_author(pairs, 0)
+    for i in rare:
+        assert not {e.split("/")[0] for e in swapped[i].exemplar_ids} & {"0", "1"}
+    two = [p for p in pairs if {p.author, p.rejected_author} == {"author-0", "author-1"}]
+    with pytest.raises(ValueError, match="at least three authors"):
+        with_wrong_author(two, 0)
+
+
+def test_splits_by_hand() -> None:
+    people = [f"p{i}" for i in range(20)]
+    cfg = PairConfig(dev_share=0.15, test_share=0.3)
+    splits = split_authors(people, cfg, 0)
+    assert Counter(splits.values()) == {"train": 11, "dev": 3, "test": 6}
+    assert splits.keys() == set(people)
+    assert split_authors(people[::-1] * 2, cfg, 0) == splits
+    assert split_authors(people, cfg, 1) != splits
+    assert Counter(split_authors(people[:6], cfg, 0).values()) == {
+        "train": 2,
+        "dev": 2,
+        "test": 2,
+    }
+
+
+@pytest.mark.parametrize("num_authors", [1, 2, 5])
+def test_too_few_authors_are_refused(num_authors: int) -> None:
+    with pytest.raises(ValueError, match=f"{num_authors} author.*at least 6 are needed"):
+        make_pairs(_corpus(0, num_authors), CFG, 0)
+
+
+def test_shares_that_leave_nobody_to_train_on_are_refused() -> None:
+    with pytest.raises(ValueError, match="--pairs.dev-share 0.5"):
+        make_pairs(_corpus(0), replace(CFG, dev_share=0.5, test_share=0.5), 0)
+
+
+def test_too_few_exemplars_are_refused() -> None:
+    documents = [d for d in _corpus(0) if d.doc_id not in ("3/1", "3/3", "3/5")]
+    with pytest.raises(ValueError, match="'author-3' has 1 exemplar text and .*is 2"):
+        make_pairs(documents, CFG, 0)
+    assert isinstance(make_pairs(documents, replace(CFG, num_exemplars=1), 0), PairSets)
+
+
+def test_an_author_whose_exemplars_are_all_copies_is_refused() -> None:
+    documents = _corpus(0, num_authors=6)
+    source = next(d for d in documents if d.doc_id == "2/0")
+    documents = [
+        replace(d, text=source.text) if d.author == "author-2" and d.split == "train" else d
+        for d in documents
+    ]
+    with pytest.raises(ValueError, match="'author-2' has only 0 exemplars that are no near copies"):
+        make_test_pairs(documents, replace(CFG, num_test=60), 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "flag"),
+    [
+        ({"num_exemplars": 0}, "--pairs.num-exemplars 0"),
+        ({"negatives": ()}, "--pairs.negatives"),
+        ({"negatives": ("mimic",)}, "--pairs.negatives mimic"),
+    ],
+)
+def test_a_bad_config_names_its_flag(fields: dict[str, object], flag: str) -> None:
+    with pytest.raises(ValueError, match=flag):
+        PairConfig(**fields)

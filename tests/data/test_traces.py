@@ -1,0 +1,153 @@
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from persrm_jax.data.facts import FACTS, LEVELS, Yardstick, measure
+from persrm_jax.data.pairs import PairConfig, make_pairs
+from persrm_jax.data.personas import PersonaConfig, make_personas
+from persrm_jax.data.prompts import Judgement, PromptConfig, judge_messages, parse_judgement
+from persrm_jax.data.traces import (
+    TeacherConfig,
+    fit_teacher,
+    judge_by_facts,
+    make_trace,
+    make_traces,
+)
+from persrm_jax.types import Pair
+
+COMPACT = PromptConfig(template="compact")
+FULL = PromptConfig(template="full")
+NAMES = ("exclamation marks", "question marks", "commas", "digits")
+# Low is none, medium at most one a sentence, high is more (of digits: a tenth of the letters).
+YARDSTICK = Yardstick(
+    NAMES,
+    np.array([list(FACTS).index(name) for name in NAMES]),
+    np.array([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 10.0]]),
+)
+PERSON = ("Yes, no, and so on! ", "One, two, three!")
+NEAR = "Here, there, everywhere! Oh!"  # ! medium, ? low, commas medium, digits low
+FAR = "Is it 2?"  # ! low, ? medium, commas low, digits high
+
+
+@pytest.fixture(scope="module")
+def world() -> tuple[list[Pair], Yardstick]:
+    documents = make_personas(PersonaConfig(num_personas=24, texts=6), 0)
+    cfg = PairConfig(num_exemplars=2, num_train=80, num_dev=2, num_test=20, num_seen=2)
+    pairs = make_pairs(documents, cfg, 0).main
+    trained = {p.author for p in pairs if p.author_split == "train"}
+    return pairs, fit_teacher(documents, trained, TeacherConfig(num_facts=5))
+
+
+def test_a_trace_by_hand() -> None:
+    reasoning, judgement = judge_by_facts(YARDSTICK, PERSON, NEAR, FAR, COMPACT)
+    assert reasoning.splitlines() == [
+        "exclamation marks: medium medium low A",
+        "question marks: low low medium A",
+        "commas: high medium low A",
+        "digits: low low high A",
+    ]
+    assert judgement == Judgement("A", 10.0, 0.0)
+    reasoning, judgement = judge_by_facts(YARDSTICK, PERSON, FAR, NEAR, FULL)
+    assert reasoning.splitlines()[0] == (
+        "exclamation marks: the person medium, A low, B medium; nearer: B"
+    )
+    assert judgement == Judgement("B", 0.0, 10.0)
+
+
+def test_a_fact_in_which_neither_is_nearer_counts_half() -> None:
+    both = "Oh! Is it?"  # ! and ? medium, no commas, no digits
+    reasoning, judgement = judge_by_facts(YARDSTICK, PERSON, NEAR, both, COMPACT)
+    assert [line.split()[-1] for line in reasoning.splitlines()] == ["even", "A", "A", "even"]
+    assert judgement == Judgement("A", 7.5, 2.5)
+    assert judge_by_facts(YARDSTICK, PERSON, both, both, COMPACT)[1] == Judgement("tie", 5.0, 5.0)
+
+
+@pytest.mark.parametrize("cfg", [COMPACT, FULL], ids=["compact", "full"])
+def test_lines_and_scores_agree_with_recomputed_levels(
+    world: tuple[list[Pair], Yardstick], cfg: PromptConfig
+) -> None:
+    pairs, yardstick = world
+    low_high = dict(zip(yardstick.names, yardstick.terciles, strict=True))
+
+    def level(name: str, texts: tuple[str, ...]) -> str:
+        value = sum(FACTS[name](text) for text in texts) / len(texts)
+        low, high = low_high[name]
+        return "low" if value <= low else "medium" if value <= high else "high"
+
+    pattern = r"(.+?): (?:the person )?(\w+),? (?:A )?(\w+),? (?:B )?(\w+)(?:; nearer:)? (\w+)"
+    for pair in pairs[:30]:
+        for order in ("AB", "BA"):
+            a, b = (pair.chosen, pair.rejected) if order == "AB" else (pair.rejected, pair.chosen)
+            trace = make_trace(pair, order, yardstick, cfg)
+            judgement = parse_judgement(trace.response, cfg)
+            assert judgement is not None and judgement.verdict == trace.verdict
+            lines = trace.response.split("<think>\n")[1].split("\n</think>")[0].splitlines()
+            assert len(lines) == 5
+            wins = {"A": 0, "B": 0, "even": 0}
+            for line, expected in zip(lines, yardstick.names, strict=True):
+                match = re.fullmatch(pattern, line)
+                assert match is not None, line
+                name, person, level_a, level_b, nearer = match.groups()
+                assert name == expected
+                texts = [pair.exemplars, (a,), (b,)]
+                assert [person, level_a, level_b] == [level(name, t) for t in texts]
+                away_a = abs(LEVELS.index(level_a) - LEVELS.index(person))
+                away_b = abs(LEVELS.index(level_b) - LEVELS.index(person))
+                assert nearer == ("A" if away_a < away_b else "B" if away_b < away_a else "even")
+                wins[nearer] += 1
+            assert judgement.score_a == pytest.approx(10 * (wins["A"] + wins["even"] / 2) / 5)
+            assert judgement.score_b == pytest.approx(10 * (wins["B"] + wins["even"] / 2) / 5)
+            assert trace.messages == judge_messages(pair, order, cfg)
+            assert (trace.pair_id, trace.order) == (pair.pair_id, order)
+
+
+@pytest.mark.parametrize("answer", ["scores", "verdict"])
+def test_only_right_verdicts_are_kept(world: tuple[list[Pair], Yardstick], answer: str) -> None:
+    pairs, yardstick = world
+    cfg = replace(COMPACT, answer=answer)
+    # Half of the pairs claim that the other's text is the person's own.
+    swapped = [
+        replace(p, chosen=p.rejected, rejected=p.chosen) if i % 2 else p
+        for i, p in enumerate(pairs)
+    ]
+    kept = {t.pair_id: t for t in make_traces(swapped, yardstick, cfg)}
+    num_right = 0
+    for pair in swapped:
+        judged = judge_by_facts(yardstick, pair.exemplars, *pair.candidates(), cfg)[1]
+        side = "A" if pair.order == "AB" else "B"
+        assert (pair.pair_id in kept) == (judged.verdict == side)
+        if pair.pair_id in kept:
+            num_right += 1
+            assert kept[pair.pair_id].order == pair.order
+            parsed = parse_judgement(kept[pair.pair_id].response, cfg)
+            assert parsed is not None and parsed.verdict == side
+    assert 0 < num_right < len(swapped)
+
+
+def test_the_teacher_beats_chance_on_people_it_has_not_seen(
+    world: tuple[list[Pair], Yardstick],
+) -> None:
+    pairs, yardstick = world
+    unseen = [p for p in pairs if p.author_split == "test"]
+    right = len(make_traces(unseen, yardstick, COMPACT))
+    wrong = len(
+        make_traces(
+            [replace(p, chosen=p.rejected, rejected=p.chosen) for p in unseen], yardstick, COMPACT
+        )
+    )
+    assert right > 2 * wrong
+
+
+def test_the_teacher_learns_from_the_training_peoples_exemplars_only() -> None:
+    documents = make_personas(PersonaConfig(num_personas=8, texts=6), 0)
+    people = {f"persona-{i:03d}" for i in range(4)}
+    known = [d for d in documents if d.author in people and d.split == "train"]
+    ours = fit_teacher(documents, people, TeacherConfig(num_facts=4))
+    again = fit_teacher(known, people, TeacherConfig(num_facts=4))
+    assert ours.names == again.names
+    np.testing.assert_array_equal(ours.terciles, again.terciles)
+    values = np.array([measure(d.text) for d in known])
+    assert (ours.terciles.min(axis=1) >= values[:, ours.columns].min(axis=0)).all()
+    assert (ours.terciles.max(axis=1) <= values[:, ours.columns].max(axis=0)).all()

@@ -1,0 +1,240 @@
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from jax.sharding import Mesh
+
+from persrm_jax.models.config import ModelConfig, RopeScaling, load_config
+from persrm_jax.models.decoder import (
+    decode_step,
+    forward,
+    prefill,
+    rope_angles,
+    unstack_layers,
+    vocab_weight,
+)
+from persrm_jax.models.hf import load_hf_params
+from persrm_jax.models.params import Params, param_shardings, param_specs
+from persrm_jax.sharding import MeshShape, batch_sharding, make_mesh
+
+GOLDENS = Path(__file__).parents[1] / "data" / "hf_goldens"
+TOLERANCE = 1e-5
+"""Relative L2 in float32."""
+
+CFG = ModelConfig(
+    vocab_size=64,
+    num_layers=2,
+    width=32,
+    mlp_width=48,
+    num_heads=4,
+    num_kv_heads=2,
+    head_width=12,
+    max_positions=64,
+    rope_theta=100.0,
+    qkv_bias=True,
+    qk_norm=True,
+)
+B, T = 8, 12
+FORWARD = jax.jit(forward, static_argnums=1, static_argnames=("compute_dtype", "remat"))
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    """Random weights, biases and scales too, large enough that a wrong mask shows."""
+    rng = np.random.default_rng(1)
+    return traverse_util.unflatten_dict(
+        {
+            path: jnp.asarray((spec.init == "ones") + 0.3 * rng.standard_normal(spec.shape), "f4")
+            for path, spec in param_specs(CFG)
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def tokens() -> np.ndarray:
+    return random_tokens(seed=0)
+
+
+@pytest.fixture(scope="module")
+def whole(params: Params, tokens: np.ndarray) -> np.ndarray:
+    """Hidden states of `tokens` [B, T], each row one sequence without padding."""
+    return run(params, tokens)
+
+
+def random_tokens(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, CFG.vocab_size, (B, T)).astype(np.int32)
+
+
+def count_up(tokens: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+
+
+def run(params: Params, tokens: np.ndarray) -> np.ndarray:
+    return np.asarray(FORWARD(params, CFG, tokens, count_up(tokens), np.ones_like(tokens)))
+
+
+def relative_l2(found: np.ndarray, want: np.ndarray) -> float:
+    found, want = np.asarray(found, np.float64), np.asarray(want, np.float64)
+    assert found.shape == want.shape and want.size
+    return float(np.linalg.norm(found - want) / np.linalg.norm(want))
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama", "llama3"])
+def test_logits_equal_those_of_transformers(name: str, mesh: Mesh) -> None:
+    cfg = load_config(GOLDENS / name)
+    params = load_hf_params(GOLDENS / name, cfg, mesh)
+    with np.load(GOLDENS / name / "golden.npz") as golden:
+        tokens, mask, logits = (golden[key] for key in ("tokens", "mask", "logits"))
+    assert not mask.all()
+
+    hidden = FORWARD(params, cfg, tokens, count_up(tokens), mask.astype(np.int32))
+    found = np.asarray(hidden) @ np.asarray(vocab_weight(params)).T
+
+    assert relative_l2(found[mask], logits[mask]) < TOLERANCE
+
+
+def test_linear_rope_scaling_slows_positions_down() -> None:
+    scaled = replace(CFG, rope_scaling=RopeScaling("linear", 4.0))
+    positions = jnp.arange(0, 32, 4)[None]
+    np.testing.assert_allclose(
+        rope_angles(scaled, positions), rope_angles(CFG, positions // 4), rtol=1e-6
+    )
+
+
+def test_attention_depends_on_distance_and_not_on_position(
+    params: Params, tokens: np.ndarray, whole: np.ndarray
+) -> None:
+    ones = np.ones_like(tokens)
+    shifted = FORWARD(params, CFG, tokens, count_up(tokens) + 7, ones)
+    spread = FORWARD(params, CFG, tokens, count_up(tokens) * 2, ones)
+    assert relative_l2(shifted, whole) < TOLERANCE
+    assert relative_l2(spread, whole) > 0.01
+
+
+def test_a_token_sees_no_later_token(params: Params, tokens: np.ndarray, whole: np.ndarray) -> None:
+    changed = tokens.copy()
+    changed[:, 6] = (changed[:, 6] + 1) % CFG.vocab_size
+    after = run(params, changed)
+    assert relative_l2(after[:, :6], whole[:, :6]) < TOLERANCE
+    assert all(relative_l2(after[:, t], whole[:, t]) > 1e-3 for t in range(6, T))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(
+    side: str, params: Params, tokens: np.ndarray, whole: np.ndarray
+) -> None:
+    padded = random_tokens(seed=5)
+    positions, segments = np.zeros((2, B, T), np.int32)
+    for row in range(B):
+        n = row + 2
+        where = slice(T - n, T) if side == "left" else slice(0, n)
+        padded[row, where] = tokens[row, :n]
+        positions[row, where] = np.arange(n)
+        segments[row, where] = 1
+
+    found = np.asarray(FORWARD(params, CFG, padded, positions, segments))
+
+    assert np.isfinite(found).all()
+    for row in range(B):
+        # Attention is causal, so a prefix of a row is a shorter row.
+        assert relative_l2(found[row][segments[row] == 1], whole[row, : row + 2]) < TOLERANCE
+
+
+def test_packing_two_sequences_changes_nothing(
+    params: Params, tokens: np.ndarray, whole: np.ndarray
+) -> None:
+    cut = 5
+    packed = np.concatenate([tokens[:, :cut], np.roll(tokens, 1, axis=0)[:, : T - cut]], axis=1)
+    positions = count_up(tokens) - np.where(np.arange(T) < cut, 0, cut).astype(np.int32)
+    segments = np.where(np.arange(T) < cut, 1, 2).astype(np.int32)
+
+    found = FORWARD(params, CFG, packed, positions, np.broadcast_to(segments, (B, T)))
+
+    assert relative_l2(found[:, :cut], whole[:, :cut]) < TOLERANCE
+    assert relative_l2(found[:, cut:], np.roll(whole, 1, axis=0)[:, : T - cut]) < TOLERANCE
+
+
+def test_batch_mates_change_nothing(params: Params, tokens: np.ndarray, whole: np.ndarray) -> None:
+    others = random_tokens(seed=6)
+    others[1] = tokens[2]
+    assert relative_l2(run(params, others)[1], whole[2]) < TOLERANCE
+    assert relative_l2(run(params, tokens[2:3])[0], whole[2]) < TOLERANCE
+
+
+def test_cached_decoding_equals_the_full_forward_pass(
+    params: Params, tokens: np.ndarray, whole: np.ndarray
+) -> None:
+    P, num_new = 6, 5
+    lengths = [1 + row % P for row in range(B)]
+    prompts = random_tokens(seed=7)[:, :P]
+    mask = np.arange(P) >= P - np.array(lengths)[:, None]
+    for row, n in enumerate(lengths):
+        prompts[row, P - n :] = tokens[row, :n]
+    step = jax.jit(decode_step, static_argnums=2)
+    layers = unstack_layers(params, CFG)
+
+    hidden, kv = jax.jit(prefill, static_argnums=(1, 4))(params, CFG, prompts, mask, num_new)
+    found = [hidden]
+    for i in range(num_new):
+        column = np.array([tokens[row, n + i] for row, n in enumerate(lengths)])
+        hidden, kv = step(params, layers, CFG, column, kv)
+        found.append(hidden)
+
+    states = np.stack(found, axis=1)
+    for row, n in enumerate(lengths):
+        assert relative_l2(states[row], whole[row, n - 1 : n + num_new]) < TOLERANCE
+
+
+def test_remat_keeps_the_gradients(params: Params, tokens: np.ndarray) -> None:
+    def gradients(remat: bool) -> tuple[Params, str]:
+        def loss(params: Params) -> jax.Array:
+            hidden = forward(
+                params,
+                CFG,
+                jnp.asarray(tokens),
+                jnp.asarray(count_up(tokens)),
+                jnp.ones_like(tokens),
+                remat=remat,
+            )
+            return jnp.mean(jnp.sin(hidden))
+
+        traced = jax.jit(jax.grad(loss)).trace(params)
+        return traced.lower().compile()(params), str(traced.jaxpr)
+
+    (plain, plain_code), (recomputed, remat_code) = gradients(False), gradients(True)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8), *(recomputed, plain)
+    )
+    assert "remat" in remat_code and "remat" not in plain_code
+
+
+@pytest.mark.parametrize("shape", ["8x1", "4x2", "2x4"])
+def test_sharded_equals_unsharded(
+    shape: str, params: Params, tokens: np.ndarray, whole: np.ndarray
+) -> None:
+    mesh = make_mesh(MeshShape.parse(shape))
+    placed = jax.device_put(params, param_shardings(CFG, mesh))
+    assert not placed["layers"]["gate"]["kernel"].sharding.is_fully_replicated
+    batch = (tokens, count_up(tokens), np.ones_like(tokens))
+
+    with jax.set_mesh(mesh):
+        hidden = FORWARD(placed, CFG, *jax.device_put(batch, batch_sharding(mesh)))
+
+    assert len(hidden.sharding.device_set) == 8
+    assert not hidden.sharding.is_fully_replicated
+    assert relative_l2(hidden, whole) < TOLERANCE
+
+
+def test_bfloat16_compute_stays_near_float32(
+    params: Params, tokens: np.ndarray, whole: np.ndarray
+) -> None:
+    found = FORWARD(
+        params, CFG, tokens, count_up(tokens), np.ones_like(tokens), compute_dtype="bfloat16"
+    )
+    assert found.dtype == jnp.bfloat16
+    assert 1e-4 < relative_l2(found, whole) < 0.05

@@ -1,0 +1,247 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from persrm_jax.data.prompts import Judgement, PromptConfig
+from persrm_jax.models.config import ModelConfig
+from persrm_jax.models.decoder import forward, vocab_weight
+from persrm_jax.models.params import Params, init_params
+from persrm_jax.rl.rewards import RewardConfig
+from persrm_jax.rl.rollout import JudgedRollout, completion_texts, roll_out
+from persrm_jax.sampling import Completions, SamplingConfig, make_generate
+from persrm_jax.tokenizer import Tokenizer, byte_tokenizer
+from persrm_jax.training.rft import RftConfig, describe, rollout_metrics, training_rows
+from persrm_jax.types import Pair, Rollout
+
+BYTES = byte_tokenizer()
+END = BYTES.end_ids[0]
+PROMPT = PromptConfig(template="compact", answer="verdict")
+GOOD_A = "<think>x</think><answer>[[A]]</answer>"
+GOOD_B = "<think>x</think><answer>[[B]]</answer>"
+MODEL = ModelConfig(
+    vocab_size=320,
+    num_layers=2,
+    width=32,
+    mlp_width=64,
+    num_heads=4,
+    num_kv_heads=2,
+    head_width=8,
+    max_positions=512,
+    rope_theta=1e4,
+    qk_norm=True,
+)
+
+
+def _hidden(params: Params, ids: np.ndarray) -> jax.Array:
+    """Hidden states of one row without padding."""
+    positions = jnp.arange(ids.shape[1])[None]
+    return forward(params, MODEL, jnp.asarray(ids), positions, jnp.ones_like(positions))
+
+
+def _pair(number: int, order: str, shown: str = "hey") -> Pair:
+    return Pair(
+        f"p{number}", "ann", "train", "d", "", (shown,), ("1",), f"mine {number}", "2",
+        f"theirs {number}", "3", "bob", "other_author", order, "human", 0,
+    )  # fmt: skip
+
+
+def _completions(texts: list[str | None], length: int) -> Completions:
+    """Rows that say `texts` and end; None is cut off before its end."""
+    tokens = np.full((len(texts), length), BYTES.pad_id, np.int32)
+    mask = np.zeros((len(texts), length), bool)
+    for i, text in enumerate(texts):
+        ids = [*BYTES.encode(text), END] if text is not None else BYTES.encode("A") * length
+        tokens[i, : len(ids)], mask[i, : len(ids)] = ids, True
+    logprobs = np.where(mask, -np.arange(len(texts), dtype=np.float32)[:, None] - 1, 0)
+    return Completions(jnp.array(tokens), jnp.array(mask), jnp.array(logprobs, jnp.float32))
+
+
+def test_rows_are_grouped_by_pair_and_rewarded_by_its_order(mesh: Mesh) -> None:
+    pairs = [_pair(0, "AB"), _pair(1, "BA", shown="a longer text")]
+    texts = [GOOD_A, GOOD_B, "no idea", GOOD_A, GOOD_B, None]
+    asked = {}
+
+    def generate(
+        params: object, tokens: jax.Array, mask: jax.Array, keys: jax.Array
+    ) -> Completions:
+        asked.update(tokens=np.array(tokens), mask=np.array(mask), keys=jax.random.key_data(keys))
+        return _completions(texts, 48)
+
+    judged = roll_out(
+        {},
+        generate,
+        pairs,
+        3,
+        jax.random.key(0),
+        tokenizer=BYTES,
+        prompt=PROMPT,
+        reward_cfg=RewardConfig(1.0, 0.5),
+        prompt_length=96,
+        mesh=mesh,
+    )
+
+    assert judged.completions == [*texts[:5], "A" * 48]
+    verdicts = [j.verdict if j else None for j in judged.judgements]
+    assert verdicts == ["A", "B", None, "A", "B", None]
+    assert judged.rewards.tolist() == [1.5, -0.5, -1.0, -0.5, 1.5, -1.0]
+    assert judged.correct.tolist() == [1, 0, 0, 0, 1, 0]
+    assert len({tuple(row) for row in asked["keys"].tolist()}) == 6, "each row has its own key"
+
+    rollout = judged.rollout
+    assert asked["tokens"].shape == (2, 96) and rollout.prompt_tokens.shape == (6, 96)
+    for row in range(6):
+        pair, order = pairs[row // 3], ("AB", "BA")[row // 3]
+        shown = BYTES.decode(rollout.prompt_tokens[row][rollout.prompt_mask[row]])
+        mine = f"{'A' if order == 'AB' else 'B'}: {pair.chosen}"
+        assert f"person: {pair.exemplars[0]}\n" in shown and mine in shown
+        assert rollout.prompt_mask[row, -1] and not rollout.prompt_mask[row, 0]
+    np.testing.assert_array_equal(rollout.logprobs[3], np.where(rollout.completion_mask[3], -4, 0))
+
+
+def test_completion_texts_leave_out_the_end_and_what_follows() -> None:
+    tokens = np.array([[*BYTES.encode("ab"), END, *BYTES.encode("zz")], [*BYTES.encode("hello")]])
+    mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
+    assert completion_texts(tokens, mask, BYTES) == ["ab", "hello"]
+
+
+def test_training_rows_by_hand() -> None:
+    rollout = Rollout(
+        prompt_tokens=np.array([[0, 0, 11, 12], [21, 22, 23, 24]], np.int32),
+        prompt_mask=np.array([[0, 0, 1, 1], [1, 1, 1, 1]], bool),
+        completion_tokens=np.array([[13, 2, 0], [25, 26, 27]], np.int32),
+        completion_mask=np.array([[1, 1, 0], [1, 1, 1]], bool),
+        logprobs=np.zeros((2, 3), np.float32),
+    )
+    rows = training_rows(rollout)
+    assert rows.tokens.tolist() == [[0, 0, 11, 12, 13, 2, 0], [21, 22, 23, 24, 25, 26, 27]]
+    assert rows.segment_ids.tolist() == [[0, 0, 1, 1, 1, 1, 0], [1] * 7]
+    assert rows.loss_mask.astype(int).tolist() == [[0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 1, 1]]
+    assert rows.positions[0][2:6].tolist() == [0, 1, 2, 3]
+    assert rows.positions[1].tolist() == [0, 1, 2, 3, 4, 5, 6]
+
+
+@pytest.fixture(scope="module")
+def sampled(mesh: Mesh) -> JudgedRollout:
+    """A real rollout of a random model whose end token is likely, so that rows end early."""
+    params = init_params(MODEL, jax.random.key(0), mesh)
+    params["embed"]["weight"] = params["embed"]["weight"].at[END].multiply(4.0)
+    generate = make_generate(
+        MODEL,
+        SamplingConfig(max_new_tokens=24),
+        end_ids=(END, 65, 66, 67),
+        pad_id=BYTES.pad_id,
+        num_samples=4,
+    )
+    judged = roll_out(
+        params,
+        generate,
+        [_pair(0, "AB"), _pair(1, "BA", shown="a longer text")],
+        4,
+        jax.random.key(1),
+        tokenizer=BYTES,
+        prompt=PROMPT,
+        reward_cfg=RewardConfig(),
+        prompt_length=96,
+        mesh=mesh,
+    )
+    return judged, params
+
+
+def test_nothing_after_the_first_end_token_is_trained_on(sampled: tuple) -> None:
+    judged, _ = sampled
+    rows = training_rows(judged.rollout)
+    ends = {END, 65, 66, 67}
+    assert BYTES.pad_id not in BYTES.end_ids
+    num_ended = 0
+    for tokens, mask in zip(rows.tokens, rows.loss_mask, strict=True):
+        completion = tokens[96:].tolist()
+        first = next((i for i, t in enumerate(completion) if t in ends), None)
+        length = 24 if first is None else first + 1
+        assert mask.astype(int).tolist() == [0] * 96 + [1] * length + [0] * (24 - length)
+        num_ended += first is not None and first < 23
+    assert num_ended > 0, "the fixture should hold rows that end early"
+
+
+def test_the_samplers_logprobs_belong_to_the_rows_tokens(sampled: tuple) -> None:
+    """Each row alone, unpadded, through the plain forward pass."""
+    judged, params = sampled
+    rollout = judged.rollout
+    rows = training_rows(rollout)
+    lengths = set()
+    for i in range(8):
+        keep = rows.segment_ids[i] == 1
+        ids = rows.tokens[i][keep][None]
+        np.testing.assert_array_equal(rows.positions[i][keep], np.arange(ids.shape[1]))
+        hidden = _hidden(params, ids)
+        logits = np.asarray(hidden[0] @ vocab_weight(params).T, np.float64)
+        logits -= logits.max(axis=1, keepdims=True)
+        logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        count = int(rollout.completion_mask[i].sum())
+        lengths.add(count)
+        token_logprobs = logprobs[np.arange(-count - 1, -1), ids[0, -count:]]
+        np.testing.assert_allclose(rollout.logprobs[i][:count], token_logprobs, atol=1e-4)
+        assert (rollout.logprobs[i][count:] == 0).all()
+    assert len(lengths) > 1
+
+
+def test_completions_of_a_group_differ(sampled: tuple) -> None:
+    judged, _ = sampled
+    tokens = judged.rollout.completion_tokens
+    assert len({tuple(row) for row in tokens.tolist()}) > 4
+
+
+def test_rollout_metrics_by_hand() -> None:
+    A, B, tie = Judgement("A", 7.0, 3.0), Judgement("B", 1.0, 2.0), Judgement("tie", 4.0, 4.0)
+    tokens = np.array([[5, 2, 0], [5, 6, 7], [9, 0, 0], [3, 3, 2], [5, 5, 2], [2, 0, 0]], np.int32)
+    mask = np.array([[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 1], [1, 1, 1], [1, 0, 0]], bool)
+    zeros = np.zeros((6, 3))
+    judged = JudgedRollout(
+        Rollout(zeros.astype(np.int32), zeros.astype(bool), tokens, mask, zeros.astype(np.float32)),
+        [""] * 6,
+        [A, B, tie, None, None, None],
+        np.array([1, -1, 0, -1, -1, -1], np.float32),
+        np.array([1, 0, 0.5, 0, 0, 0], np.float32),
+    )
+    cfg = RftConfig(group_size=2)
+    metrics = rollout_metrics(judged, cfg, (2, 9))
+    assert metrics == pytest.approx(
+        {
+            "reward/mean": -3 / 6,
+            "reward/std": (5 / 6 - (3 / 6) ** 2) ** 0.5,
+            "reward/accuracy": 1.5 / 6,
+            "reward/format": 3 / 6,
+            "reward/ties": 1 / 6,
+            "reward/varied_groups": 2 / 3,  # (1, -1), (0, -1), (-1, -1)
+            "length/completion": (2 + 3 + 1 + 3 + 3 + 1) / 6,
+            "length/truncated": 1 / 6,  # the second row
+        }
+    )
+
+
+def test_a_described_rollout_shows_its_texts(mesh: Mesh) -> None:
+    def generate(*inputs: object) -> Completions:
+        return _completions([GOOD_B, GOOD_A], 48)
+
+    pair = _pair(7, "BA")
+    judged = roll_out(
+        {},
+        generate,
+        [pair],
+        2,
+        jax.random.key(0),
+        tokenizer=BYTES,
+        prompt=PROMPT,
+        reward_cfg=RewardConfig(),
+        prompt_length=96,
+        mesh=mesh,
+    )
+    text = describe(judged, [pair])
+    for shown in ("hey", "**A** theirs 7", "**B** mine 7", "**Right** B", GOOD_B, "reward +1.0"):
+        assert shown in text
+
+
+def test_the_pad_id_is_never_an_end_id() -> None:
+    tokenizer: Tokenizer = byte_tokenizer()
+    assert tokenizer.pad_id not in tokenizer.end_ids

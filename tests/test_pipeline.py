@@ -1,0 +1,378 @@
+"""The whole job, in process, on a shrunken `tiny`: once whole, once interrupted at every stage, and
+once on another mesh. Untrained models write no verdicts, so the test reads one from a completion's
+length: rewards then differ within groups, and RFT has a gradient."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import experiments.evaluate
+import experiments.rft
+import experiments.sft
+import experiments.synthesize
+import persrm_jax.rl.rollout
+import persrm_jax.training.rft
+from experiments.presets import PRESETS, RunConfig
+from persrm_jax.data.personas import PersonaConfig, make_personas
+from persrm_jax.data.prompts import Judgement
+from persrm_jax.jsonl import read_records
+from persrm_jax.metrics import read_metrics
+from persrm_jax.models.load import load_model
+from persrm_jax.sampling import SamplingConfig
+from persrm_jax.sharding import MeshShape, make_mesh
+from persrm_jax.training.step import TrainState
+from persrm_jax.types import Document, Prediction
+
+TINY = PRESETS["tiny"]
+SMALL = replace(
+    TINY,
+    personas=PersonaConfig(num_personas=24, texts=8, clauses=2),
+    pairs=replace(TINY.pairs, num_train=60, num_dev=6, num_test=12, num_seen=6),
+    sft=replace(TINY.sft, steps=3, batch_size=8, save_every=2),
+    rft=replace(
+        TINY.rft,
+        steps=2,
+        prompts=8,
+        group_size=2,
+        sampling=SamplingConfig(max_new_tokens=24),
+        save_every=2,
+    ),
+    eval=replace(
+        TINY.eval, batch_size=8, sampling=SamplingConfig(max_new_tokens=24, temperature=0.0)
+    ),
+    continue_sft=True,
+)
+STAGES = ["data", "sft", "rft", "sft_continued", "evaluation"]
+ROLLOUTS: list[np.ndarray] = []
+"""Completions of every rollout, newest last."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs of this file share what XLA compiles."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], str(tmp_path_factory.mktemp("xla")))
+    jax.config.update(names[1], 0.0)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _rewards_that_differ() -> Iterator[None]:
+    def by_length(text: str, cfg: object) -> Judgement:
+        return Judgement("A", 6.0, 4.0) if len(text) % 2 else Judgement("B", 1.0, 2.0)
+
+    roll_out = persrm_jax.training.rft.roll_out
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        judged = roll_out(*args, **kwargs)
+        ROLLOUTS.append(judged.rollout.completion_tokens)
+        return judged
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(persrm_jax.rl.rollout, "parse_judgement", by_length)
+        patch.setattr(persrm_jax.training.rft, "roll_out", recorded)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, list[np.ndarray]]:
+    """A whole run, and the completions that its RFT sampled."""
+    cfg = replace(SMALL, out=tmp_path_factory.mktemp("runs") / "whole")
+    begin = len(ROLLOUTS)
+    experiments.rft.run_all(cfg)
+    return cfg, ROLLOUTS[begin:]
+
+
+def _files(folder: Path, stage: str = "") -> dict[str, tuple[int, bytes]]:
+    """Time and content of what is in a folder (but for the report, which is drawn anew)."""
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes())
+        for p in (folder / stage).rglob("*")
+        if p.is_file() and p.name not in ("report.md", "accuracy.png", "curves.png")
+    }
+
+
+def _stages(folder: Path) -> list[str]:
+    path = folder / "stages.json"
+    return list(json.loads(path.read_text())) if path.is_file() else []
+
+
+def _rows(folder: Path, stage: str) -> list[dict[str, float]]:
+    """A stage's metrics without its times."""
+    rows = read_metrics(folder / stage / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def _predictions(folder: Path) -> dict[str, list[Prediction]]:
+    return {
+        path.name: read_records(path, Prediction)
+        for path in sorted((folder / "evaluation" / "test").glob("*.*.jsonl"))
+    }
+
+
+def test_every_stage_is_done_and_reported(finished: tuple) -> None:
+    out = finished[0].out
+    assert _stages(out) == STAGES
+    report = (out / "report.md").read_text()
+    for judge in ("chance", "char_ngrams", "base", "sft", "sft_continued", "rft"):
+        assert f"| {judge}" in report or judge in report, judge
+    for figure in ("accuracy.png", "curves.png"):
+        assert (out / figure).read_bytes().startswith(b"\x89PNG")
+        assert figure in report
+    assert [row["step"] for row in _rows(out, "sft")] == [0, 1, 2]
+    assert [row["step"] for row in _rows(out, "rft")] == [0, 1]
+    assert {row["reward/varied_groups"] for row in _rows(out, "rft")} != {0.0}
+
+
+def test_every_model_is_asked_about_every_pair_in_both_orders(finished: tuple) -> None:
+    found = _predictions(finished[0].out)
+    judges = {name.split(".")[0] for name in found}
+    assert judges >= {"base", "sft", "sft_continued", "rft", "length", "char_ngrams"}
+    for name, predictions in found.items():
+        asked = {(p.pair_id, p.order) for p in predictions}
+        assert asked == {(f"test-{i:06d}", o) for i in range(12) for o in ("AB", "BA")}, name
+        assert len(predictions) == 24
+
+
+def test_the_models_that_were_trained_differ(finished: tuple) -> None:
+    mesh = make_mesh(MeshShape(1, 1))
+    trees = [
+        load_model(finished[0].out / stage / "model", mesh, "float32").params
+        for stage in ("sft", "rft", "sft_continued")
+    ]
+    weights = [np.asarray(tree["layers"]["q"]["kernel"]) for tree in trees]
+    assert (weights[0] != weights[1]).any() and (weights[0] != weights[2]).any()
+    assert all(np.isfinite(w).all() for w in weights)
+
+
+def test_tensorboard_reads_what_rft_logged(finished: tuple) -> None:
+    events = EventAccumulator(
+        str(finished[0].out / "rft" / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}
+    )
+    events.Reload()
+    wanted = {
+        "reward/mean",
+        "reward/accuracy",
+        "kl/mean",
+        "entropy/mean",
+        "length/completion",
+        "loss/learning_rate",
+        "time/step_s",
+        "time/rollout_s",
+        "time/train_s",
+        "time/rollout_tokens_per_s",
+        "time/train_tokens_per_s",
+    }
+    assert wanted <= set(events.Tags()["scalars"])
+    rows = read_metrics(finished[0].out / "rft" / "metrics.jsonl")
+    for tag in wanted:
+        found = [(e.step, e.value) for e in events.Scalars(tag)]
+        assert found == [(row["step"], pytest.approx(row[tag], rel=1e-6)) for row in rows], tag
+    texts = events.Tensors("rollout/sample/text_summary")
+    assert texts and b"**Completion**" in texts[0].tensor_proto.string_val[0]
+
+
+def test_running_again_does_nothing(finished: tuple) -> None:
+    before = _files(finished[0].out)
+    experiments.rft.run_all(finished[0])
+    assert _files(finished[0].out) == before
+
+
+def _stop_at(make_step: Callable, at: int, seen: list[int]) -> Callable:
+    """Ctrl-C in step `at` (-1: never) of the step function that `make_step` makes."""
+
+    def make(*args: Any, **kwargs: Any) -> Callable:
+        step_fn = make_step(*args, **kwargs)
+
+        def stepped(state: TrainState, step: int) -> Any:
+            seen.append(step)
+            if step == at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return step_fn(state, step)
+
+        return stepped
+
+    return make
+
+
+def test_a_run_that_is_interrupted_everywhere_ends_the_same(
+    finished: tuple, tmp_path: Path
+) -> None:
+    cfg = replace(SMALL, out=tmp_path / "run")
+    done: dict[str, dict] = {}
+    steps: dict[str, list[int]] = {"sft": [], "rft": [], "sft_continued": []}
+
+    def interrupt(stage: str, target: object, name: str, replacement: Callable) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(target, name, replacement)
+            with pytest.raises(KeyboardInterrupt):
+                experiments.rft.run_all(cfg)
+        finished_stages = STAGES[: STAGES.index(stage)]
+        assert _stages(cfg.out) == finished_stages
+        for earlier in finished_stages:
+            now = _files(cfg.out, earlier)
+            assert done.setdefault(earlier, now) == now, f"{earlier} was touched during {stage}"
+
+    def stopped(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    interrupt("data", experiments.synthesize, "make_traces", stopped)
+    make_sft, make_rft = experiments.sft.make_sft_step, experiments.rft.make_rft_step
+    make = _stop_at(make_sft, 0, steps["sft"])
+    interrupt("sft", experiments.sft, "make_sft_step", make)
+    data = {p.name: p.stat().st_mtime_ns for p in cfg.out.glob("*.jsonl")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiments.sft, "make_sft_step", _stop_at(make_sft, -1, steps["sft"]))
+        interrupt("rft", experiments.rft, "make_rft_step", _stop_at(make_rft, 0, steps["rft"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiments.rft, "make_rft_step", _stop_at(make_rft, -1, steps["rft"]))
+        make = _stop_at(make_sft, 1, steps["sft_continued"])
+        interrupt("sft_continued", experiments.sft, "make_sft_step", make)
+    make_judge = experiments.evaluate.make_judge
+    asked: list[str] = []
+
+    def judging(*args: Any, **kwargs: Any) -> Callable:
+        judge = make_judge(*args, **kwargs)
+
+        def judge_once(params: object, pairs: object, condition: str, label: str) -> Any:
+            if len(asked) == 1:
+                raise KeyboardInterrupt
+            asked.append(f"{label}.{condition}.jsonl")
+            return judge(params, pairs, condition, label)
+
+        return judge_once
+
+    interrupt("evaluation", experiments.evaluate, "make_judge", judging)
+    judged = cfg.out / "evaluation" / "test" / asked[0]
+    written = judged.stat().st_mtime_ns
+
+    experiments.rft.run_all(cfg)
+
+    assert _stages(cfg.out) == STAGES and (cfg.out / "report.md").is_file()
+    assert steps["sft"] == [0, 1, 2] and steps["rft"] == [0, 1], "no step was done twice"
+    assert steps["sft_continued"] == [0, 1]
+    assert judged.stat().st_mtime_ns == written
+    assert {p.name: p.stat().st_mtime_ns for p in cfg.out.glob("*.jsonl")} == data
+    for stage in ("sft", "rft", "sft_continued"):
+        assert _rows(cfg.out, stage) == _rows(finished[0].out, stage)
+    assert _predictions(cfg.out) == _predictions(finished[0].out)
+
+
+def _texts(path: Path, num_people: int = 6) -> Path:
+    documents = make_personas(PersonaConfig(num_personas=num_people, texts=6, clauses=10), 9)
+    rows = [{"author": d.author, "text": d.text} for d in documents]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_run_scores_any_documents_file(finished: tuple, tmp_path: Path) -> None:
+    before = _files(finished[0].out)
+    data = _texts(tmp_path / "letters.jsonl")
+    args = ["--run", str(finished[0].out), "--data", str(data), "--max-pairs", "5"]
+    out = ["--json", str(tmp_path / "OUT.json"), "--out", str(tmp_path / "scored")]
+    experiments.evaluate.main([*args, *out])
+    result = json.loads((tmp_path / "OUT.json").read_text())
+    rows = {(row["label"], row["condition"]): row["accuracy"] for row in result["rows"]}
+    for judge in ("length", "base", "sft", "sft_continued", "rft"):
+        for condition in ("1", "wrong_author"):
+            accuracy = rows[judge, condition]
+            assert accuracy["num_pairs"] == 5 and 0 <= accuracy["mean"] <= 1
+            assert accuracy["low"] <= accuracy["mean"] <= accuracy["high"]
+    assert result["data"] == str(data)
+    assert _files(finished[0].out) == before, "the run itself is only read"
+
+
+def test_scoring_fewer_pairs_does_not_spoil_the_runs_own_result(
+    finished: tuple, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished[0].out, run)
+    before = {name: content for name, (_, content) in _files(run, "evaluation/test").items()}
+    args = ["--run", str(run), "--max-pairs", "3", "--json", str(tmp_path / "OUT.json")]
+    try:
+        experiments.evaluate.main(args)
+    except ValueError:
+        assert not (tmp_path / "OUT.json").exists()
+    else:
+        rows = json.loads((tmp_path / "OUT.json").read_text())["rows"]
+        assert {row["accuracy"]["num_pairs"] for row in rows} == {3}
+    after = {name: content for name, (_, content) in _files(run, "evaluation/test").items()}
+    assert after == before
+
+
+def test_other_texts_under_the_same_name_are_not_scored_by_old_predictions(
+    finished: tuple, tmp_path: Path
+) -> None:
+    scored = ["--run", str(finished[0].out), "--max-pairs", "3", "--out", str(tmp_path / "scored")]
+    data = _texts(tmp_path / "letters.jsonl")
+    experiments.evaluate.main([*scored, "--data", str(data)])
+    texts = [d["text"] for d in map(json.loads, data.read_text().splitlines())]
+    rows = [{"author": f"other-{i // 6}", "text": t} for i, t in enumerate(reversed(texts))]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = _files(tmp_path / "scored")
+    with pytest.raises(ValueError):
+        experiments.evaluate.main([*scored, "--data", str(data)])
+    assert _files(tmp_path / "scored") == before
+
+
+def test_init_starts_at_rft(finished: tuple, tmp_path: Path) -> None:
+    cfg = replace(SMALL, init=finished[0].out, out=tmp_path / "again", continue_sft=False)
+    begin = len(ROLLOUTS)
+    experiments.rft.run_all(cfg)
+    assert _stages(cfg.out) == ["data", "rft", "evaluation"]
+    assert not (cfg.out / "sft").exists()
+    # The same start, the same seed: the same run.
+    assert _rows(cfg.out, "rft") == _rows(finished[0].out, "rft")
+    for ours, theirs in zip(ROLLOUTS[begin:], finished[1], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert read_records(cfg.out / "documents.jsonl", Document)
+
+
+def _assert_same_training(first: Path, second: Path, num_steps: int) -> None:
+    rft = list(zip(_rows(first, "rft"), _rows(second, "rft"), strict=True))
+    sft = list(zip(_rows(first, "sft"), _rows(second, "sft"), strict=True))
+    assert len(rft) == num_steps and len(sft) == 3
+    for a, b in rft:
+        assert a["loss/scale"] > 0, "no group differed: nothing is compared"
+        assert abs(a["loss/total"] - b["loss/total"]) <= 1e-5 * a["loss/scale"]
+        assert a["reward/mean"] == b["reward/mean"]
+        assert a["kl/mean"] == pytest.approx(b["kl/mean"], abs=1e-5)
+        assert a["loss/grad_norm"] == pytest.approx(b["loss/grad_norm"], rel=1e-3)
+    for a, b in sft:
+        assert abs(a["loss/total"] - b["loss/total"]) <= 1e-5 * a["loss/total"]
+
+
+@pytest.mark.parametrize("num_steps", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_eight_devices_train_as_one_does(
+    finished: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_steps: int
+) -> None:
+    monkeypatch.setattr(experiments.rft, "evaluate_run", lambda *args: None)
+    monkeypatch.setattr(experiments.rft, "report_runs", lambda *args: None)
+    cfg = replace(SMALL, rft=replace(SMALL.rft, steps=num_steps), continue_sft=False)
+    alone, sampled = finished[0].out, finished[1]
+    if num_steps != SMALL.rft.steps:
+        alone, begin = tmp_path / "1x1", len(ROLLOUTS)
+        experiments.rft.run_all(replace(cfg, out=alone))
+        sampled = ROLLOUTS[begin:]
+    begin = len(ROLLOUTS)
+    experiments.rft.run_all(replace(cfg, out=tmp_path / "8x1", mesh=MeshShape(8, 1)))
+    assert len(sampled) == num_steps
+    for ours, theirs in zip(ROLLOUTS[begin:], sampled, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    _assert_same_training(alone, tmp_path / "8x1", num_steps)
