@@ -8,12 +8,14 @@ from persrm_jax.types import Order, right_verdict
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """R = correct * w_correct + format * w_format."""
+    """R is the sum of the components below, each times its weight."""
 
     correct: float = 1.0
     """Weight of the verdict: +1 right, 0 tie, -1 wrong or unparsed."""
     format: float = 0.0
     """Weight of the format: 1 parsed, 0 not."""
+    margin: float = 0.0
+    """Weight of the scores: (the chosen text's - the rejected text's) / 10, -1 unparsed."""
 
 
 def verdict_reward(judgement: Judgement | None, order: Order) -> float:
@@ -30,6 +32,18 @@ def format_reward(judgement: Judgement | None) -> float:
     return float(judgement is not None)
 
 
+def margin_reward(judgement: Judgement | None, order: Order) -> float:
+    """How far the scores favour the chosen text, in [-1, 1]; -1 without scores."""
+    if judgement is None or judgement.score_a is None or judgement.score_b is None:
+        return -1.0
+    margin = (judgement.score_a - judgement.score_b) / 10
+    return margin if order == "AB" else -margin
+
+
 def reward(judgement: Judgement | None, order: Order, cfg: RewardConfig) -> float:
     """The weighted sum that the policy is trained on."""
-    return cfg.correct * verdict_reward(judgement, order) + cfg.format * format_reward(judgement)
+    return (
+        cfg.correct * verdict_reward(judgement, order)
+        + cfg.format * format_reward(judgement)
+        + cfg.margin * margin_reward(judgement, order)
+    )

@@ -34,10 +34,15 @@ MODEL = ModelConfig(
 )
 
 
+@jax.jit
+def _forward(params: Params, *row: jax.Array) -> jax.Array:
+    return forward(params, MODEL, *row)
+
+
 def _hidden(params: Params, ids: np.ndarray) -> jax.Array:
     """Hidden states of one row without padding."""
     positions = jnp.arange(ids.shape[1])[None]
-    return forward(params, MODEL, jnp.asarray(ids), positions, jnp.ones_like(positions))
+    return _forward(params, jnp.asarray(ids), positions, jnp.ones_like(positions))
 
 
 def _pair(number: int, order: str, shown: str = "hey") -> Pair:

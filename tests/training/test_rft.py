@@ -1,5 +1,3 @@
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +16,7 @@ from persrm_jax.rl.losses import LossConfig
 from persrm_jax.rl.rewards import RewardConfig
 from persrm_jax.sampling import SamplingConfig
 from persrm_jax.tokenizer import byte_tokenizer
+from persrm_jax.training.loop import StepLog
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from persrm_jax.training.rft import (
     RftBatch,
@@ -46,10 +45,15 @@ START = 6
 BYTES = byte_tokenizer()
 
 
+@jax.jit
+def _forward(params: Params, *row: jax.Array) -> jax.Array:
+    return forward(params, MODEL, *row)
+
+
 def _hidden(params: Params, ids: np.ndarray) -> jax.Array:
     """Hidden states of one row without padding."""
     positions = jnp.arange(ids.shape[1])[None]
-    return forward(params, MODEL, jnp.asarray(ids), positions, jnp.ones_like(positions))
+    return _forward(params, jnp.asarray(ids), positions, jnp.ones_like(positions))
 
 
 def _rollout(num_rows: int, lengths: list[int]) -> Rollout:
@@ -76,7 +80,8 @@ def _sums(params: Params, rollout: Rollout, temperature: float = 1.0) -> np.ndar
         completion = rollout.completion_tokens[i][rollout.completion_mask[i]]
         ids = np.concatenate([prompt, completion])[None]
         hidden = _hidden(params, ids)
-        logprobs = jax.nn.log_softmax(hidden[0] @ vocab_weight(params).T / temperature)
+        logits = np.asarray(hidden[0]) @ np.asarray(vocab_weight(params)).T / temperature
+        logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         places = np.arange(len(prompt), ids.shape[1])
         sums.append(float(logprobs[places - 1, ids[0, places]].sum()))
     return np.array(sums)
@@ -88,16 +93,21 @@ def _batch(rollout: Rollout, rewards: list[float], ref: jax.Array | None) -> Rft
     return RftBatch(rows, jnp.asarray(rollout.logprobs), ref, advantages)
 
 
+@pytest.fixture(scope="module")
+def params(mesh: Mesh) -> Params:
+    return init_params(MODEL, jax.random.key(0), mesh)
+
+
 @pytest.mark.parametrize("rewards", [[1.0, -1.0], [-1.0, 1.0]])
 @pytest.mark.parametrize("kl_coef", [0.0, 1e-3])
 def test_a_step_raises_the_rewarded_completion(
-    mesh: Mesh, rewards: list[float], kl_coef: float
+    mesh: Mesh, params: Params, rewards: list[float], kl_coef: float
 ) -> None:
-    params = init_params(MODEL, jax.random.key(0), mesh)
     rollout = _rollout(2, [5, 4])
     before = _sums(params, rollout)
     rows = jax.tree.map(jnp.asarray, training_rows(rollout))
-    ref = token_logprobs(params, MODEL, rows, COMPUTE, start=START)[0] if kl_coef else None
+    score = jax.jit(lambda rows: token_logprobs(params, MODEL, rows, COMPUTE, start=START)[0])
+    ref = score(rows) if kl_coef else None
     loss_fn = make_rft_loss(
         MODEL, COMPUTE, LossConfig(kl_coef=kl_coef), temperature=1.0, start=START
     )
@@ -113,24 +123,24 @@ def test_a_step_raises_the_rewarded_completion(
     assert float(metrics["ratio/max"]) == pytest.approx(1.0)
 
 
-def test_equal_rewards_move_nothing(mesh: Mesh) -> None:
-    params = init_params(MODEL, jax.random.key(0), mesh)
+def test_equal_rewards_move_nothing(params: Params) -> None:
     loss_fn = make_rft_loss(MODEL, COMPUTE, LossConfig(kl_coef=0.0), temperature=1.0, start=START)
-    grads = jax.grad(loss_fn, has_aux=True)(params, _batch(_rollout(2, [5, 4]), [1.0, 1.0], None))
+    grads = jax.jit(jax.grad(loss_fn, has_aux=True))(
+        params, _batch(_rollout(2, [5, 4]), [1.0, 1.0], None)
+    )
     assert float(optax.tree.norm(grads[0])) == 0.0
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_the_gradient_is_that_of_the_policy_gradient(mesh: Mesh, temperature: float) -> None:
+def test_the_gradient_is_that_of_the_policy_gradient(params: Params, temperature: float) -> None:
     """d loss / dw = -mean over rows of A_i * d(mean token log p_i) / dw, by a finite difference of
     the rows' plain log-probabilities along a random direction."""
-    params = init_params(MODEL, jax.random.key(0), mesh)
     rollout = _rollout(3, [5, 3, 1])
     rewards = [1.0, -1.0, 0.5]
     loss_fn = make_rft_loss(
         MODEL, COMPUTE, LossConfig(kl_coef=0.0), temperature=temperature, start=START
     )
-    grads = jax.grad(loss_fn, has_aux=True)(params, _batch(rollout, rewards, None))[0]
+    grads = jax.jit(jax.grad(loss_fn, has_aux=True))(params, _batch(rollout, rewards, None))[0]
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(5), len(leaves))
     direction = tree.unflatten(
@@ -164,7 +174,7 @@ def _pairs() -> list[Pair]:
 
 
 @pytest.fixture(scope="module")
-def step_log(mesh: Mesh) -> tuple[dict[str, float], dict[str, str], Callable]:
+def step_log(mesh: Mesh, params: Params) -> list[StepLog]:
     cfg = RftConfig(
         steps=3,
         prompts=2,
@@ -174,7 +184,6 @@ def step_log(mesh: Mesh) -> tuple[dict[str, float], dict[str, str], Callable]:
         optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup_steps=1),
         text_every=2,
     )
-    params = init_params(MODEL, jax.random.key(0), mesh)
     step_fn = make_rft_step(
         _pairs(),
         MODEL,
@@ -195,7 +204,7 @@ def step_log(mesh: Mesh) -> tuple[dict[str, float], dict[str, str], Callable]:
     return logs
 
 
-def test_a_step_logs_what_it_did(step_log: list) -> None:
+def test_a_step_logs_what_it_did(step_log: list[StepLog]) -> None:
     first = step_log[0].scalars
     assert first["reward/mean"] == -1 and first["reward/varied_groups"] == 0
     assert first["kl/mean"] == pytest.approx(0, abs=1e-5)
@@ -211,7 +220,7 @@ def test_a_step_logs_what_it_did(step_log: list) -> None:
     assert tokens == pytest.approx(8 * first["length/completion"])
 
 
-def test_texts_come_every_so_often_and_at_the_end(step_log: list) -> None:
+def test_texts_come_every_so_often_and_at_the_end(step_log: list[StepLog]) -> None:
     assert [list(log.texts) for log in step_log] == [["rollout/sample"], [], ["rollout/sample"]]
     chosen = _pairs()[int(batch_indices(5, 2, 0, 4)[0])]
     assert chosen.chosen in step_log[0].texts["rollout/sample"]

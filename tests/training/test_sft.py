@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from persrm_jax.models.config import ModelConfig
 from persrm_jax.models.decoder import forward, vocab_weight
 from persrm_jax.models.logprobs import ComputeConfig
 from persrm_jax.models.params import Params, init_params
-from persrm_jax.training.loop import StepLog, train
+from persrm_jax.training.loop import StepLog, Watch, train
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from persrm_jax.training.sft import SftConfig, make_sft_loss, make_sft_step
 from persrm_jax.training.step import TrainState, init_state
@@ -39,6 +40,7 @@ CFG = SftConfig(
     optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=1),
     save_every=4,
 )
+NO_WATCH = Watch(every=0, evaluate=lambda params: 0.0)
 RNG = np.random.default_rng(0)
 ROWS = [
     (RNG.integers(3, 64, 3 + i % 5).tolist(), RNG.integers(3, 64, 2 + i % 4).tolist())
@@ -46,23 +48,35 @@ ROWS = [
 ]
 
 
+@jax.jit
+def _forward(params: Params, *row: jax.Array) -> jax.Array:
+    return forward(params, MODEL, *row)
+
+
 def _hidden(params: Params, ids: np.ndarray) -> jax.Array:
     """Hidden states of one row without padding."""
     positions = jnp.arange(ids.shape[1])[None]
-    return forward(params, MODEL, jnp.asarray(ids), positions, jnp.ones_like(positions))
+    return _forward(params, jnp.asarray(ids), positions, jnp.ones_like(positions))
 
 
-def _state(mesh: Mesh) -> TrainState:
+@functools.cache
+def _start(mesh: Mesh) -> TrainState:
     params = init_params(MODEL, jax.random.key(0), mesh)
     return init_state(params, make_optimizer(CFG.optimizer, CFG.steps), jax.random.key(1), mesh)
 
 
+def _state(mesh: Mesh) -> TrainState:
+    """A copy, since steps take the state's buffers."""
+    return jax.tree.map(jnp.copy, _start(mesh))
+
+
+@functools.cache
 def _step(mesh: Mesh):  # noqa: ANN202
     return make_sft_step(ROWS, MODEL, ComputeConfig(), CFG, pad_id=0, seed=3, mesh=mesh)
 
 
 def test_the_loss_is_the_mean_nll_of_response_tokens(mesh: Mesh) -> None:
-    params = init_params(MODEL, jax.random.key(0), mesh)
+    params = _state(mesh).params
     nll, entropies = [], []
     for prompt, response in ROWS[:5]:
         ids = np.array([[*prompt, *response]])
@@ -73,7 +87,7 @@ def test_the_loss_is_the_mean_nll_of_response_tokens(mesh: Mesh) -> None:
             nll.append(-logprobs[i - 1, ids[0, i]])
             entropies.append(-(np.exp(logprobs[i - 1]) * logprobs[i - 1]).sum())
     batch = jax.tree.map(jnp.asarray, sft_batch(ROWS[:5], pad_id=0))
-    loss, metrics = make_sft_loss(MODEL, ComputeConfig())(params, batch)
+    loss, metrics = jax.jit(make_sft_loss(MODEL, ComputeConfig()))(params, batch)
     assert float(loss) == pytest.approx(np.mean(nll), rel=1e-5)
     assert float(metrics["loss/total"]) == float(loss)
     assert float(metrics["entropy/mean"]) == pytest.approx(np.mean(entropies), rel=1e-5)
@@ -89,12 +103,12 @@ def test_a_few_steps_lower_the_loss(mesh: Mesh) -> None:
     assert int(state.step) == CFG.steps
     assert np.mean(losses[-2:]) < np.mean(losses[:2]) - 0.1
     batch = jax.tree.map(jnp.asarray, sft_batch(ROWS, pad_id=0))
-    loss_fn = make_sft_loss(MODEL, ComputeConfig())
-    before = loss_fn(init_params(MODEL, jax.random.key(0), mesh), batch)[0]
+    loss_fn = jax.jit(make_sft_loss(MODEL, ComputeConfig()))
+    before = loss_fn(_state(mesh).params, batch)[0]
     assert loss_fn(state.params, batch)[0] < before - 0.1
 
 
-def _train(folder: Path, mesh: Mesh, step_fn) -> TrainState:  # noqa: ANN001
+def _train(folder: Path, mesh: Mesh, step_fn, watch: Watch = NO_WATCH) -> TrainState:  # noqa: ANN001
     checkpoints = Checkpoints(folder / "checkpoints")
     try:
         return train(
@@ -106,6 +120,7 @@ def _train(folder: Path, mesh: Mesh, step_fn) -> TrainState:  # noqa: ANN001
             checkpoints=checkpoints,
             writer=lambda first: MetricsWriter(folder, first),
             show="loss/total",
+            watch=watch,
         )
     finally:
         checkpoints.close()
@@ -201,3 +216,21 @@ def test_a_stop_during_the_last_step_is_not_lost(
     assert seen == list(range(CFG.steps))
     _assert_same(state, whole[0])
     assert _losses(tmp_path) == _losses(whole[1])
+
+
+def test_training_ends_once_the_watched_accuracy_is_reached(tmp_path: Path, mesh: Mesh) -> None:
+    step_fn, seen, looks = _step(mesh), [], []
+
+    def accuracy(params: Params) -> float:
+        looks.append(len(seen))
+        return len(seen) / 10
+
+    watch = Watch(every=2, evaluate=accuracy, stop_at=0.4)
+    state = _train(tmp_path, mesh, _interrupting(step_fn, -1, signal.SIGINT, seen), watch)
+    assert seen == [0, 1, 2, 3] and looks == [2, 4] and int(state.step) == 4
+    rows = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert [row.get("eval/dev_accuracy") for row in rows] == [None, 0.2, None, 0.4]
+
+    again = _train(tmp_path, mesh, _interrupting(step_fn, -1, signal.SIGINT, seen), watch)
+    assert seen == [0, 1, 2, 3], "a run that was cut off before its end trains no further"
+    _assert_same(again, state)
