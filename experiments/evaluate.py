@@ -74,7 +74,10 @@ def score_pairs(
     pairs = list(pairs[: cfg.eval.max_pairs or None])
     if not pairs:
         return
-    write_records(folder / "pairs.jsonl", pairs)
+    path = folder / "pairs.jsonl"
+    if path.is_file() and read_records(path, Pair) != pairs:
+        raise ValueError(f"{folder} holds predictions about other pairs: give another --out")
+    write_records(path, pairs)
     conditions = {
         str(len(pairs[0].exemplars)): pairs,
         WRONG_AUTHOR: with_wrong_author(pairs, cfg.seed),

@@ -1,6 +1,9 @@
 """Command lines: a preset's name, then flags that override its fields."""
 
+import contextlib
 import difflib
+import io
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 from rich.console import Console
+from rich.text import Text
 
 from persrm_jax.sharding import MeshShape
 
@@ -54,19 +58,35 @@ def parse_flags(
     Raises:
         ValueError: an unknown flag; it offers the nearest.
     """
-    config, unknown = tyro.cli(
-        kind,
-        prog=prog,
-        args=list(args),
-        default=tyro.MISSING_NONPROP if default is None else default,
-        return_unknown_args=True,
-    )
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            config, unknown = tyro.cli(
+                kind,
+                prog=prog,
+                args=list(args),
+                default=tyro.MISSING_NONPROP if default is None else default,
+                return_unknown_args=True,
+            )
+    except SystemExit as stopped:
+        if not stopped.code:  # --help
+            raise
+        raise ValueError(_sentence(box.getvalue())) from None
     for word in unknown:
         if word.startswith("-"):
             flag = word.split("=")[0]
             raise ValueError(f"unknown flag {flag}{_nearest(flag, list(_flags(kind)))}")
         raise ValueError(f"unexpected argument {word!r}: a preset goes first, flags start with --")
     return config
+
+
+def _sentence(box: str) -> str:
+    """The message in a box that tyro drew, between its title and its help."""
+    blocks = re.split(r"(?m)^.*[─-]{4,}.*$", box)
+    texts = [" ".join(line.strip(" │") for line in b.splitlines()).strip() for b in blocks]
+    texts = [text for text in texts if text]
+    message = texts[0] if "─" in box else texts[1]  # without a terminal the title is a block
+    return re.sub(r"^Error parsing \S+: (?=--)", "", message)
 
 
 def _flags(kind: Any, prefix: str = "--") -> list[str]:
@@ -94,7 +114,8 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except ValueError as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sentence = Text.assemble(("error:", "bold red"), f" {error}")
+        console.print(sentence, soft_wrap=True)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         # Nothing that is saved now may be lost to a second, impatient Ctrl-C.

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,23 +22,25 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
+        with opener(path, "rb") as file:
+            for number, raw in enumerate(file, start=1):
                 try:
-                    row = json.loads(line)
+                    line = raw.decode("utf-8")
+                    row = json.loads(line) if line.strip() else None
+                except UnicodeDecodeError:
+                    raise ValueError(f"{path}, line {number}: not UTF-8 text") from None
                 except json.JSONDecodeError as error:
                     raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from None
+                except (ValueError, RecursionError):
+                    raise ValueError(f"{path}, line {number}: not JSON (too large)") from None
+                if not line.strip():
+                    continue
                 if not isinstance(row, dict):
                     raise ValueError(f"{path}, line {number}: expected a JSON object")
                 yield number, row
-    except (gzip.BadGzipFile, EOFError):
+    except (gzip.BadGzipFile, EOFError, zlib.error):
         raise ValueError(f"{path}: not a complete gzip file") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}, line {number + 1}: not UTF-8 text") from None
 
 
 def read_records(path: Path, record_type: type[Record]) -> list[Record]:

@@ -27,7 +27,11 @@ class MetricsWriter:
             kept = [row for row in _whole_rows(path) if row["step"] < first_step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self._board = SummaryWriter(
+            str(folder / "tensorboard"),
+            purge_step=first_step,
+            filename_suffix=f".{first_step:06d}",
+        )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Logs one step's values."""
@@ -41,7 +45,7 @@ class MetricsWriter:
         self._board.add_text(tag, markdown, step)
 
     def flush(self) -> None:
-        """Puts what was logged on disk: called before a checkpoint names the step as done."""
+        """Hands what was logged to the disk: called before a checkpoint names the step as done."""
         self._file.flush()
         self._board.flush()
 

@@ -60,12 +60,24 @@ class RunFolder:
         """Whether `stage` has finished in this folder."""
         return stage in self.stages
 
+    def _withdraw(self) -> None:
+        """Takes back what a new folder holds, if bad input ended its first stage."""
+        files = list(self.path.iterdir())
+        if {file.name for file in files} <= {"config.json", "provenance.json"}:
+            for file in files:
+                file.unlink()
+            self.path.rmdir()
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Times a stage and marks it done if it ends without an error. A stage that was cut off
         counts the time of the sitting that finished it."""
         start = time.perf_counter()
-        yield
+        try:
+            yield
+        except ValueError:
+            self._withdraw()
+            raise
         stages = {**self.stages, name: round(time.perf_counter() - start, 2)}
         write_text(self.path / "stages.json", json.dumps(stages, indent=2) + "\n")
 

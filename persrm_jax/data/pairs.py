@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import sparse
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
 
 from persrm_jax.types import Document, NegativeType, Order, Pair, Split
@@ -157,7 +158,7 @@ def _index(documents: Sequence[Document], cfg: PairConfig) -> tuple[_Library, li
     return library, authors
 
 
-def _topic_vectors(documents: Sequence[Document]) -> "np.ndarray":
+def _topic_vectors(documents: Sequence[Document]) -> sparse.spmatrix | sparse.sparray:
     """Content-word TF-IDF, rows normalised."""
     vectorizer = TfidfVectorizer(
         stop_words=sorted(ENGLISH_STOP_WORDS), token_pattern=r"\b[^\W\d_]{3,}\b", dtype=np.float32
@@ -184,7 +185,7 @@ def _pairs_of(
     count: int,
     pool: dict[str, list[int]],
     library: _Library,
-    topics: "np.ndarray",
+    topics: sparse.spmatrix | sparse.sparray,
     cfg: PairConfig,
     seed: list[int],
 ) -> list[Pair]:
@@ -206,7 +207,7 @@ def _pairs_of(
         chosen_index = int(rng.choice(pool[author]))
         chosen = library.documents[chosen_index]
         rejected = _rejected(kind, chosen_index, everything, library, topics, cfg, rng)
-        exemplars = _exemplars(chosen, library, cfg, rng)
+        exemplars = _exemplars(chosen, rejected, library, cfg, rng)
         pairs.append(
             Pair(
                 pair_id=f"{name}-{number:06d}",
@@ -235,7 +236,7 @@ def _rejected(
     chosen: int,
     everything: np.ndarray,
     library: _Library,
-    topics: "np.ndarray",
+    topics: sparse.spmatrix | sparse.sparray,
     cfg: PairConfig,
     rng: np.random.Generator,
 ) -> Document:
@@ -254,17 +255,22 @@ def _rejected(
 
 
 def _exemplars(
-    chosen: Document, library: _Library, cfg: PairConfig, rng: np.random.Generator
+    chosen: Document,
+    rejected: Document,
+    library: _Library,
+    cfg: PairConfig,
+    rng: np.random.Generator,
 ) -> list[Document]:
-    """k of the author's exemplars, none a near copy of `chosen`."""
+    """k of the author's exemplars, none a near copy of a candidate."""
     own = library.exemplars[chosen.author]
     mixed = [own[i] for i in rng.permutation(len(own))]
-    grams = library.grams_of(chosen)
-    fresh = [d for d in mixed if not is_near_copy(grams, library.grams_of(d))]
+    shown = [library.grams_of(chosen), library.grams_of(rejected)]
+    fresh = [d for d in mixed if not any(is_near_copy(g, library.grams_of(d)) for g in shown)]
     if len(fresh) < cfg.num_exemplars:
         raise ValueError(
             f"author {chosen.author!r} has only {len(fresh)} exemplars that are no near copies of "
-            f"text {chosen.doc_id!r}: ask for fewer with --pairs.num-exemplars"
+            f"texts {chosen.doc_id!r} or {rejected.doc_id!r}: ask for fewer with "
+            "--pairs.num-exemplars"
         )
     return fresh[: cfg.num_exemplars]
 

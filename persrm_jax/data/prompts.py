@@ -74,10 +74,15 @@ def judge_messages(pair: Pair, order: Order, cfg: PromptConfig) -> Messages:
 def format_response(reasoning: str, judgement: Judgement, cfg: PromptConfig) -> str:
     """A completion in the output grammar; `parse_judgement` reads it back."""
     if cfg.answer == "scores":
-        answer = f'{{"A": {judgement.score_a:g}, "B": {judgement.score_b:g}}}'
+        answer = f'{{"A": {_number(judgement.score_a)}, "B": {_number(judgement.score_b)}}}'
     else:
         answer = f"[[{judgement.verdict}]]"
     return f"<think>\n{reasoning}\n</think>\n<answer>{answer}</answer>"
+
+
+def _number(score: float | None) -> str:
+    """`7.5`, `3`: the shortest text that reads back the same."""
+    return repr(score).removesuffix(".0")
 
 
 _GRAMMAR = re.compile(r"\s*<think>(.*)</think>\s*<answer>(.*)</answer>\s*", re.DOTALL)
@@ -86,8 +91,10 @@ _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 def parse_judgement(completion: str, cfg: PromptConfig) -> Judgement | None:
     """Reads exactly one answer after exactly one closed reasoning; None for anything else."""
-    match = _GRAMMAR.fullmatch(completion)
-    if match is None or any(completion.count(tag) != 1 for tag in _TAGS):
+    # Counted first: many tags would make the match quadratic.
+    if any(completion.count(tag) != 1 for tag in _TAGS):
+        return None
+    if (match := _GRAMMAR.fullmatch(completion)) is None:
         return None
     answer = match.group(2).strip()
     if cfg.answer == "verdict":

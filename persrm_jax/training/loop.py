@@ -93,10 +93,10 @@ def train(
             if last or done % save_every == 0 or stop.is_set():
                 metrics.flush()
                 checkpoints.save(done, state)
-            if last:
-                break
             if stop.is_set():
                 raise KeyboardInterrupt
+            if last:
+                break
     return state
 
 

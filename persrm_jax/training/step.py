@@ -59,7 +59,7 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
         grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics["loss/grad_norm"] = optax.global_norm(grads)
+        metrics["loss/grad_norm"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     return jax.jit(step, donate_argnums=0)
