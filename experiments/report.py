@@ -39,14 +39,6 @@ JUDGES = (
     "rft",
 )
 """Rows of a table, in order."""
-CURVES = (
-    "loss/total",
-    "reward/mean",
-    "reward/accuracy",
-    "kl/mean",
-    "entropy/mean",
-    "length/completion",
-)
 WRONG_AUTHOR = "wrong_author"
 
 
@@ -143,7 +135,7 @@ def report_runs(runs: Sequence[Path], out: Path) -> None:
     figures = ["accuracy.png"]
     metrics = _metrics(runs[0])
     if metrics:
-        curves_figure(metrics, out / "curves.png", CURVES)
+        curves_figure(metrics, out / "curves.png")
         figures.append("curves.png")
     config = json.loads((runs[0] / "config.json").read_text(encoding="utf-8"))
     sections = {"Differences": "\n".join(f"- {line}" for line in differences)}

@@ -4,10 +4,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -25,7 +26,20 @@ COLUMNS = (
     "parsed",
     "ties",
 )
-CURVE_TAGS = ("loss/total", "reward/mean", "accuracy", "format", "kl/mean", "completion/tokens")
+_COUNTS = ("pairs", "authors")
+_SHORT = {
+    "accuracy [95 % interval]": "accuracy [95 %]",
+    "both orders right": "both",
+    "consistency": "alike",
+}
+CURVE_TAGS = (
+    "loss/total",
+    "reward/mean",
+    "eval/dev_accuracy",
+    "kl/mean",
+    "entropy/mean",
+    "length/completion",
+)
 """Metrics that `curves_figure` draws unless told otherwise."""
 
 _READING = (
@@ -48,12 +62,20 @@ class Row:
 
 
 def accuracy_table(rows: Sequence[Row]) -> Table:
-    """The rows for a terminal."""
-    table = Table()
+    """The rows for a terminal of 80 columns; the caption counts pairs and authors.
+
+    *both*: right in both orders; *alike*: the same text preferred in both (consistency).
+    """
+    counts = sorted({(row.accuracy.num_pairs, row.accuracy.num_authors) for row in rows})
+    caption = "; ".join(f"{pairs} pairs, {authors} authors" for pairs, authors in counts)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption)
     for number, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if number < 2 else "right")
+        if column not in _COUNTS:
+            justify: Literal["left", "right"] = "left" if number < 2 else "right"
+            table.add_column(_SHORT.get(column, column), justify=justify, no_wrap=True)
     for row in rows:
-        table.add_row(*map(Text, _cells(row)))
+        named = zip(COLUMNS, _cells(row), strict=True)
+        table.add_row(*(Text(cell) for column, cell in named if column not in _COUNTS))
     return table
 
 

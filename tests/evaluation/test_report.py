@@ -1,6 +1,7 @@
 """Tables, figures and the report hold what the rows say."""
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,17 @@ def test_terminal_table_has_the_numbers() -> None:
         console.print(accuracy_table(ROWS))
     text = capture.get()
     assert "0.812 [0.750, 0.875]" in text
-    assert "both orders right" in text and "wrong author" in text
+    assert "both" in text and "wrong author" in text
+    assert "2000 pairs, 40 authors" in text
+
+
+def test_terminal_table_fits_eighty_columns() -> None:
+    rows = [replace(row, label="sft_continued") for row in ROWS]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(accuracy_table(rows))
+    assert "0.812 [0.750, 0.875]" in capture.get() and "sft_continued" in capture.get()
+    assert "…" not in capture.get()
 
 
 def test_accuracy_figure_is_a_png_that_grows_with_its_judges(tmp_path: Path) -> None:
