@@ -21,14 +21,13 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import Progress
 
-from experiments.prepare import base_model, check_fit
+from experiments.prepare import base_model, check_fit, judge_of
 from experiments.presets import RunConfig
 from experiments.report import WRONG_AUTHOR, find_rows
 from experiments.synthesize import load_pairs, read_documents
 from persrm_jax import cli
 from persrm_jax.data.pairs import make_test_pairs, with_wrong_author
 from persrm_jax.evaluation.baselines import BASELINES, baseline_predictions
-from persrm_jax.evaluation.judge import JudgePairs, make_judge
 from persrm_jax.evaluation.report import accuracy_table
 from persrm_jax.jsonl import read_records, write_records, write_text
 from persrm_jax.models.load import Model, load_model
@@ -96,24 +95,9 @@ def score_pairs(
         model = load()
         with Progress() as bar:
             task = bar.add_task(f"{folder.name}: {name:>13}", total=2 * len(pairs) * len(todo))
-            judge = _judge_of(cfg, model, mesh, partial(bar.advance, task))
+            judge = judge_of(cfg, model, mesh, partial(bar.advance, task))
             for condition, path in todo.items():
                 write_records(path, judge(model.params, conditions[condition], condition, name))
-
-
-def _judge_of(
-    cfg: RunConfig, model: Model, mesh: Mesh, advance: Callable[[int], None]
-) -> JudgePairs:
-    return make_judge(
-        model.config,
-        cfg.eval,
-        tokenizer=model.tokenizer,
-        prompt=cfg.prompt,
-        compute_dtype=cfg.compute.dtype,
-        seed=cfg.seed,
-        mesh=mesh,
-        advance=advance,
-    )
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """What every command does first: check that the run can work, make its data, load its model."""
 
+from collections.abc import Callable
+
 import jax
 from jax.sharding import Mesh
 
 from experiments.presets import FREE_FIELDS, RunConfig
 from experiments.synthesize import load_pairs, synthesize
-from persrm_jax.evaluation.judge import make_judge
+from persrm_jax.evaluation.judge import JudgePairs, make_judge
 from persrm_jax.evaluation.statistics import judgement_credit
 from persrm_jax.models.load import (
     FROM_SCRATCH,
@@ -67,12 +69,11 @@ def check_fit(cfg: RunConfig) -> None:
             )
 
 
-def dev_watch(
-    cfg: RunConfig, run: RunFolder, model: Model, mesh: Mesh, *, every: int, stop_at: float = 2.0
-) -> Watch:
-    """Greedy accuracy on the run's dev authors, both orders, every so many steps."""
-    pairs = load_pairs(run.path, "dev")[: cfg.eval.max_dev_pairs]
-    judge = make_judge(
+def judge_of(
+    cfg: RunConfig, model: Model, mesh: Mesh, advance: Callable[[int], object] = lambda done: None
+) -> JudgePairs:
+    """The model's decoder and tokenizer as a judge; its weights come with each call."""
+    return make_judge(
         model.config,
         cfg.eval,
         tokenizer=model.tokenizer,
@@ -80,7 +81,16 @@ def dev_watch(
         compute_dtype=cfg.compute.dtype,
         seed=cfg.seed,
         mesh=mesh,
+        advance=advance,
     )
+
+
+def dev_watch(
+    cfg: RunConfig, run: RunFolder, model: Model, mesh: Mesh, *, every: int, stop_at: float = 2.0
+) -> Watch:
+    """Greedy accuracy on the run's dev authors, both orders, every so many steps."""
+    pairs = load_pairs(run.path, "dev")[: cfg.eval.max_dev_pairs]
+    judge = judge_of(cfg, model, mesh)
 
     def evaluate(params: Params) -> float:
         credits = [judgement_credit(p) for p in judge(params, pairs, "dev", "dev")]

@@ -45,7 +45,7 @@ def make_judge(
     compute_dtype: str,
     seed: int,
     mesh: Mesh,
-    advance: Callable[[int], None] = lambda done: None,
+    advance: Callable[[int], object] = lambda done: None,
 ) -> JudgePairs:
     """Returns judge(params, pairs, condition, label) -> predictions, each pair in both orders.
 

@@ -68,7 +68,7 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
     """
     counts = sorted({(row.accuracy.num_pairs, row.accuracy.num_authors) for row in rows})
     caption = "; ".join(f"{pairs} pairs, {authors} authors" for pairs, authors in counts)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 0), show_edge=False, caption=caption)
     for number, column in enumerate(COLUMNS):
         if column not in _COUNTS:
             justify: Literal["left", "right"] = "left" if number < 2 else "right"
