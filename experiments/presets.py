@@ -56,28 +56,30 @@ class RunConfig:
         return self.out or Path("runs") / self.preset
 
 
+# SFT ends while its model still errs, or no group would have both right and wrong completions to
+# learn from. The margin makes rewards within a group differ even where all verdicts agree.
 TINY = RunConfig(
     preset="tiny",
     model="tiny",
     pairs=PairConfig(num_exemplars=1, num_train=4000, num_dev=64, num_test=240, num_seen=60),
     prompt=PromptConfig(template="compact", max_tokens=512),
-    teacher=TeacherConfig(num_facts=4),
+    teacher=TeacherConfig(num_facts=5),
     sft=SftConfig(
         steps=600,
         batch_size=16,
         optimizer=OptimizerConfig(learning_rate=2e-3, schedule="constant", warmup_steps=20),
         save_every=50,
-        eval_every=25,
-        stop_accuracy=0.65,
+        eval_every=20,
+        stop_accuracy=0.78,
     ),
     rft=RftConfig(
-        steps=50,
+        steps=60,
         prompts=16,
         group_size=8,
         sampling=SamplingConfig(max_new_tokens=64),
         reward=RewardConfig(correct=0.5, margin=1.0),
-        optimizer=OptimizerConfig(learning_rate=5e-4, schedule="constant", warmup_steps=5),
-        eval_every=25,
+        optimizer=OptimizerConfig(learning_rate=4e-4, schedule="constant", warmup_steps=5),
+        eval_every=20,
     ),
     eval=EvalConfig(batch_size=64, sampling=SamplingConfig(max_new_tokens=64, temperature=0.0)),
 )

