@@ -244,11 +244,11 @@ def test_a_run_that_is_interrupted_everywhere_ends_the_same(
         patch.setattr(experiments.rft, "make_rft_step", _stop_at(make_rft, -1, steps["rft"]))
         make = _stop_at(make_sft, 1, steps["sft_continued"])
         interrupt("sft_continued", experiments.sft, "make_sft_step", make)
-    make_judge = experiments.evaluate.make_judge
+    judge_of = experiments.evaluate.judge_of
     asked: list[str] = []
 
     def judging(*args: Any, **kwargs: Any) -> Callable:
-        judge = make_judge(*args, **kwargs)
+        judge = judge_of(*args, **kwargs)
 
         def judge_once(params: object, pairs: object, condition: str, label: str) -> Any:
             if len(asked) == 1:
@@ -258,7 +258,7 @@ def test_a_run_that_is_interrupted_everywhere_ends_the_same(
 
         return judge_once
 
-    interrupt("evaluation", experiments.evaluate, "make_judge", judging)
+    interrupt("evaluation", experiments.evaluate, "judge_of", judging)
     judged = cfg.out / "evaluation" / "test" / asked[0]
     written = judged.stat().st_mtime_ns
 
