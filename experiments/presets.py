@@ -61,7 +61,7 @@ class RunConfig:
 TINY = RunConfig(
     preset="tiny",
     model="tiny",
-    pairs=PairConfig(num_exemplars=1, num_train=4000, num_dev=64, num_test=240, num_seen=60),
+    pairs=PairConfig(num_exemplars=1, num_train=4000, num_dev=64, num_test=400, num_seen=60),
     prompt=PromptConfig(template="compact", max_tokens=512),
     teacher=TeacherConfig(num_facts=5),
     sft=SftConfig(
@@ -78,7 +78,7 @@ TINY = RunConfig(
         group_size=8,
         sampling=SamplingConfig(max_new_tokens=64),
         reward=RewardConfig(correct=0.5, margin=1.0),
-        optimizer=OptimizerConfig(learning_rate=4e-4, schedule="constant", warmup_steps=5),
+        optimizer=OptimizerConfig(learning_rate=1.5e-4, schedule="cosine", warmup_steps=5),
         eval_every=20,
     ),
     eval=EvalConfig(batch_size=64, sampling=SamplingConfig(max_new_tokens=64, temperature=0.0)),
