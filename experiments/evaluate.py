@@ -70,16 +70,18 @@ def score_pairs(
     folder: Path,
 ) -> None:
     """Writes `FOLDER/pairs.jsonl`, and each judge's predictions in each condition, unless there."""
-    pairs = list(pairs[: cfg.eval.max_pairs or None])
     if not pairs:
         return
+    # The control draws on all pairs, so that a few that are scored still find a third author.
+    wrong = with_wrong_author(pairs, cfg.seed)[: cfg.eval.max_pairs or None]
+    pairs = list(pairs[: cfg.eval.max_pairs or None])
     path = folder / "pairs.jsonl"
     if path.is_file() and read_records(path, Pair) != pairs:
         raise ValueError(f"{folder} holds predictions about other pairs: give another --out")
     write_records(path, pairs)
     conditions = {
         str(len(pairs[0].exemplars)): pairs,
-        WRONG_AUTHOR: with_wrong_author(pairs, cfg.seed),
+        WRONG_AUTHOR: wrong,
     }
     fit_texts = [d.text for d in documents if d.split == "train"]
     for name in BASELINES:

@@ -284,7 +284,7 @@ def _texts(path: Path, num_people: int = 6) -> Path:
 def test_a_run_scores_any_documents_file(finished: tuple, tmp_path: Path) -> None:
     before = _files(finished[0].out)
     data = _texts(tmp_path / "letters.jsonl")
-    args = ["--run", str(finished[0].out), "--data", str(data), "--max-pairs", "5"]
+    args = ["--run", str(finished[0].out), "--data", str(data), "--max-pairs", "2"]
     out = ["--json", str(tmp_path / "OUT.json"), "--out", str(tmp_path / "scored")]
     experiments.evaluate.main([*args, *out])
     result = json.loads((tmp_path / "OUT.json").read_text())
@@ -292,7 +292,7 @@ def test_a_run_scores_any_documents_file(finished: tuple, tmp_path: Path) -> Non
     for judge in ("length", "base", "sft", "sft_continued", "rft"):
         for condition in ("1", "wrong_author"):
             accuracy = rows[judge, condition]
-            assert accuracy["num_pairs"] == 5 and 0 <= accuracy["mean"] <= 1
+            assert accuracy["num_pairs"] == 2 and 0 <= accuracy["mean"] <= 1
             assert accuracy["low"] <= accuracy["mean"] <= accuracy["high"]
     assert result["data"] == str(data)
     assert _files(finished[0].out) == before, "the run itself is only read"
