@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from scipy import stats
+from small_model import small_model
 
 from persrm_jax import sampling
-from persrm_jax.models.config import ModelConfig
 from persrm_jax.models.decoder import forward, vocab_weight
 from persrm_jax.models.logprobs import ComputeConfig, token_logprobs
 from persrm_jax.models.params import Params, param_shardings, param_specs
@@ -17,19 +17,7 @@ from persrm_jax.sampling import Completions, Generate, SamplingConfig, make_gene
 from persrm_jax.sharding import MeshShape, batch_sharding, make_mesh
 from persrm_jax.types import Batch
 
-CFG = ModelConfig(
-    vocab_size=48,
-    num_layers=2,
-    width=32,
-    mlp_width=48,
-    num_heads=4,
-    num_kv_heads=2,
-    head_width=8,
-    max_positions=64,
-    rope_theta=100.0,
-    qkv_bias=True,
-    qk_norm=True,
-)
+CFG = small_model(vocab_size=48, mlp_width=48, max_positions=64, rope_theta=100.0, qkv_bias=True)
 PAD = 0
 B, S, T, G = 8, 6, 9, 2
 """Prompts, their padded length, new tokens, samples of each prompt."""

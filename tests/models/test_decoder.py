@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from jax.sharding import Mesh
+from small_model import small_model
 
-from persrm_jax.models.config import ModelConfig, RopeScaling, load_config
+from persrm_jax.models.config import RopeScaling, load_config
 from persrm_jax.models.decoder import (
     decode_step,
     forward,
@@ -25,18 +26,8 @@ GOLDENS = Path(__file__).parents[1] / "data" / "hf_goldens"
 TOLERANCE = 1e-5
 """Relative L2 in float32."""
 
-CFG = ModelConfig(
-    vocab_size=64,
-    num_layers=2,
-    width=32,
-    mlp_width=48,
-    num_heads=4,
-    num_kv_heads=2,
-    head_width=12,
-    max_positions=64,
-    rope_theta=100.0,
-    qkv_bias=True,
-    qk_norm=True,
+CFG = small_model(
+    vocab_size=64, mlp_width=48, head_width=12, max_positions=64, rope_theta=100.0, qkv_bias=True
 )
 B, T = 8, 12
 FORWARD = jax.jit(forward, static_argnums=1, static_argnames=("compute_dtype", "remat"))

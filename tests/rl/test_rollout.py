@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from small_model import SMALL, hidden_states
 
 from persrm_jax.data.prompts import Judgement, PromptConfig
-from persrm_jax.models.config import ModelConfig
-from persrm_jax.models.decoder import forward, vocab_weight
-from persrm_jax.models.params import Params, init_params
+from persrm_jax.models.decoder import vocab_weight
+from persrm_jax.models.params import init_params
 from persrm_jax.rl.rewards import RewardConfig
 from persrm_jax.rl.rollout import JudgedRollout, completion_texts, roll_out
 from persrm_jax.sampling import Completions, SamplingConfig, make_generate
@@ -20,29 +20,6 @@ END = BYTES.end_ids[0]
 PROMPT = PromptConfig(template="compact", answer="verdict")
 GOOD_A = "<think>x</think><answer>[[A]]</answer>"
 GOOD_B = "<think>x</think><answer>[[B]]</answer>"
-MODEL = ModelConfig(
-    vocab_size=320,
-    num_layers=2,
-    width=32,
-    mlp_width=64,
-    num_heads=4,
-    num_kv_heads=2,
-    head_width=8,
-    max_positions=512,
-    rope_theta=1e4,
-    qk_norm=True,
-)
-
-
-@jax.jit
-def _forward(params: Params, *row: jax.Array) -> jax.Array:
-    return forward(params, MODEL, *row)
-
-
-def _hidden(params: Params, ids: np.ndarray) -> jax.Array:
-    """Hidden states of one row without padding."""
-    positions = jnp.arange(ids.shape[1])[None]
-    return _forward(params, jnp.asarray(ids), positions, jnp.ones_like(positions))
 
 
 def _pair(number: int, order: str, shown: str = "hey") -> Pair:
@@ -130,10 +107,10 @@ def test_training_rows_by_hand() -> None:
 @pytest.fixture(scope="module")
 def sampled(mesh: Mesh) -> JudgedRollout:
     """A real rollout of a random model whose end token is likely, so that rows end early."""
-    params = init_params(MODEL, jax.random.key(0), mesh)
+    params = init_params(SMALL, jax.random.key(0), mesh)
     params["embed"]["weight"] = params["embed"]["weight"].at[END].multiply(4.0)
     generate = make_generate(
-        MODEL,
+        SMALL,
         SamplingConfig(max_new_tokens=24),
         end_ids=(END, 65, 66, 67),
         pad_id=BYTES.pad_id,
@@ -179,7 +156,7 @@ def test_the_samplers_logprobs_belong_to_the_rows_tokens(sampled: tuple) -> None
         keep = rows.segment_ids[i] == 1
         ids = rows.tokens[i][keep][None]
         np.testing.assert_array_equal(rows.positions[i][keep], np.arange(ids.shape[1]))
-        hidden = _hidden(params, ids)
+        hidden = hidden_states(params, SMALL, ids)
         logits = np.asarray(hidden[0] @ vocab_weight(params).T, np.float64)
         logits -= logits.max(axis=1, keepdims=True)
         logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))

@@ -4,11 +4,11 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh
+from small_model import SMALL, hidden_states
 
 from persrm_jax.data.batches import batch_indices
 from persrm_jax.data.prompts import PromptConfig
-from persrm_jax.models.config import ModelConfig
-from persrm_jax.models.decoder import forward, vocab_weight
+from persrm_jax.models.decoder import vocab_weight
 from persrm_jax.models.logprobs import ComputeConfig, token_logprobs
 from persrm_jax.models.params import Params, init_params
 from persrm_jax.rl.advantages import AdvantageConfig, group_relative
@@ -28,32 +28,9 @@ from persrm_jax.training.rft import (
 from persrm_jax.training.step import init_state, make_train_step
 from persrm_jax.types import Pair, Rollout
 
-MODEL = ModelConfig(
-    vocab_size=320,
-    num_layers=2,
-    width=32,
-    mlp_width=64,
-    num_heads=4,
-    num_kv_heads=2,
-    head_width=8,
-    max_positions=512,
-    rope_theta=1e4,
-    qk_norm=True,
-)
 COMPUTE = ComputeConfig()
 START = 6
 BYTES = byte_tokenizer()
-
-
-@jax.jit
-def _forward(params: Params, *row: jax.Array) -> jax.Array:
-    return forward(params, MODEL, *row)
-
-
-def _hidden(params: Params, ids: np.ndarray) -> jax.Array:
-    """Hidden states of one row without padding."""
-    positions = jnp.arange(ids.shape[1])[None]
-    return _forward(params, jnp.asarray(ids), positions, jnp.ones_like(positions))
 
 
 def _rollout(num_rows: int, lengths: list[int]) -> Rollout:
@@ -79,7 +56,7 @@ def _sums(params: Params, rollout: Rollout, temperature: float = 1.0) -> np.ndar
         prompt = rollout.prompt_tokens[i][rollout.prompt_mask[i]]
         completion = rollout.completion_tokens[i][rollout.completion_mask[i]]
         ids = np.concatenate([prompt, completion])[None]
-        hidden = _hidden(params, ids)
+        hidden = hidden_states(params, SMALL, ids)
         logits = np.asarray(hidden[0]) @ np.asarray(vocab_weight(params)).T / temperature
         logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         places = np.arange(len(prompt), ids.shape[1])
@@ -95,7 +72,7 @@ def _batch(rollout: Rollout, rewards: list[float], ref: jax.Array | None) -> Rft
 
 @pytest.fixture(scope="module")
 def params(mesh: Mesh) -> Params:
-    return init_params(MODEL, jax.random.key(0), mesh)
+    return init_params(SMALL, jax.random.key(0), mesh)
 
 
 @pytest.mark.parametrize("rewards", [[1.0, -1.0], [-1.0, 1.0]])
@@ -106,10 +83,10 @@ def test_a_step_raises_the_rewarded_completion(
     rollout = _rollout(2, [5, 4])
     before = _sums(params, rollout)
     rows = jax.tree.map(jnp.asarray, training_rows(rollout))
-    score = jax.jit(lambda rows: token_logprobs(params, MODEL, rows, COMPUTE, start=START)[0])
+    score = jax.jit(lambda rows: token_logprobs(params, SMALL, rows, COMPUTE, start=START)[0])
     ref = score(rows) if kl_coef else None
     loss_fn = make_rft_loss(
-        MODEL, COMPUTE, LossConfig(kl_coef=kl_coef), temperature=1.0, start=START
+        SMALL, COMPUTE, LossConfig(kl_coef=kl_coef), temperature=1.0, start=START
     )
     optimizer = optax.sgd(0.01)
     state = init_state(params, optimizer, jax.random.key(0), mesh)
@@ -124,7 +101,7 @@ def test_a_step_raises_the_rewarded_completion(
 
 
 def test_equal_rewards_move_nothing(params: Params) -> None:
-    loss_fn = make_rft_loss(MODEL, COMPUTE, LossConfig(kl_coef=0.0), temperature=1.0, start=START)
+    loss_fn = make_rft_loss(SMALL, COMPUTE, LossConfig(kl_coef=0.0), temperature=1.0, start=START)
     grads = jax.jit(jax.grad(loss_fn, has_aux=True))(
         params, _batch(_rollout(2, [5, 4]), [1.0, 1.0], None)
     )
@@ -138,7 +115,7 @@ def test_the_gradient_is_that_of_the_policy_gradient(params: Params, temperature
     rollout = _rollout(3, [5, 3, 1])
     rewards = [1.0, -1.0, 0.5]
     loss_fn = make_rft_loss(
-        MODEL, COMPUTE, LossConfig(kl_coef=0.0), temperature=temperature, start=START
+        SMALL, COMPUTE, LossConfig(kl_coef=0.0), temperature=temperature, start=START
     )
     grads = jax.jit(jax.grad(loss_fn, has_aux=True))(params, _batch(rollout, rewards, None))[0]
     leaves, tree = jax.tree.flatten(params)
@@ -186,7 +163,7 @@ def step_log(mesh: Mesh, params: Params) -> list[StepLog]:
     )
     step_fn = make_rft_step(
         _pairs(),
-        MODEL,
+        SMALL,
         COMPUTE,
         cfg,
         LossConfig(kl_coef=0.1),
@@ -231,7 +208,7 @@ def test_a_reference_goes_with_a_kl_coef(mesh: Mesh, kl_coef: float, with_refere
     with pytest.raises(ValueError, match="reference"):
         make_rft_step(
             _pairs(),
-            MODEL,
+            SMALL,
             COMPUTE,
             RftConfig(),
             LossConfig(kl_coef=kl_coef),

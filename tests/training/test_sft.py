@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from small_model import hidden_states, small_model
 
 from persrm_jax.checkpoint import Checkpoints
 from persrm_jax.data.batches import sft_batch
 from persrm_jax.metrics import MetricsWriter
-from persrm_jax.models.config import ModelConfig
-from persrm_jax.models.decoder import forward, vocab_weight
+from persrm_jax.models.decoder import vocab_weight
 from persrm_jax.models.logprobs import ComputeConfig
 from persrm_jax.models.params import Params, init_params
 from persrm_jax.training.loop import StepLog, Watch, train
@@ -22,18 +22,7 @@ from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from persrm_jax.training.sft import SftConfig, make_sft_loss, make_sft_step
 from persrm_jax.training.step import TrainState, init_state
 
-MODEL = ModelConfig(
-    vocab_size=64,
-    num_layers=2,
-    width=32,
-    mlp_width=64,
-    num_heads=4,
-    num_kv_heads=2,
-    head_width=8,
-    max_positions=128,
-    rope_theta=1e4,
-    qk_norm=True,
-)
+MODEL = small_model(vocab_size=64, max_positions=128)
 CFG = SftConfig(
     steps=6,
     batch_size=4,
@@ -46,17 +35,6 @@ ROWS = [
     (RNG.integers(3, 64, 3 + i % 5).tolist(), RNG.integers(3, 64, 2 + i % 4).tolist())
     for i in range(10)
 ]
-
-
-@jax.jit
-def _forward(params: Params, *row: jax.Array) -> jax.Array:
-    return forward(params, MODEL, *row)
-
-
-def _hidden(params: Params, ids: np.ndarray) -> jax.Array:
-    """Hidden states of one row without padding."""
-    positions = jnp.arange(ids.shape[1])[None]
-    return _forward(params, jnp.asarray(ids), positions, jnp.ones_like(positions))
 
 
 @functools.cache
@@ -80,7 +58,7 @@ def test_the_loss_is_the_mean_nll_of_response_tokens(mesh: Mesh) -> None:
     nll, entropies = [], []
     for prompt, response in ROWS[:5]:
         ids = np.array([[*prompt, *response]])
-        hidden = _hidden(params, ids)
+        hidden = hidden_states(params, MODEL, ids)
         logits = np.asarray(hidden[0] @ vocab_weight(params).T, np.float64)
         logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         for i in range(len(prompt), ids.shape[1]):

@@ -1,0 +1,39 @@
+"""The model of two layers that tests share: small enough to compile in a second."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from persrm_jax.models.config import ModelConfig
+from persrm_jax.models.decoder import forward
+from persrm_jax.models.params import Params
+
+SMALL = ModelConfig(
+    vocab_size=320,
+    num_layers=2,
+    width=32,
+    mlp_width=64,
+    num_heads=4,
+    num_kv_heads=2,
+    head_width=8,
+    max_positions=512,
+    rope_theta=1e4,
+    qk_norm=True,
+)
+
+
+def small_model(**changes: object) -> ModelConfig:
+    """The small model, but for `changes`."""
+    return dataclasses.replace(SMALL, **changes)
+
+
+_forward = functools.partial(jax.jit, static_argnums=1)(forward)
+
+
+def hidden_states(params: Params, cfg: ModelConfig, ids: np.ndarray) -> jax.Array:
+    """Hidden states [1, T, D] of one row [1, T] without padding."""
+    positions = jnp.arange(ids.shape[1])[None]
+    return _forward(params, cfg, jnp.asarray(ids), positions, jnp.ones_like(positions))
