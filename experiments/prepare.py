@@ -78,7 +78,7 @@ def judge_of(
         cfg.eval,
         tokenizer=model.tokenizer,
         prompt=cfg.prompt,
-        compute_dtype=cfg.compute.dtype,
+        compute=cfg.compute,
         seed=cfg.seed,
         mesh=mesh,
         advance=advance,

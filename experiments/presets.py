@@ -10,7 +10,7 @@ from persrm_jax.data.personas import PersonaConfig
 from persrm_jax.data.prompts import PromptConfig
 from persrm_jax.data.traces import TeacherConfig
 from persrm_jax.evaluation.judge import EvalConfig
-from persrm_jax.models.logprobs import ComputeConfig
+from persrm_jax.models.config import ComputeConfig
 from persrm_jax.rl.losses import LossConfig
 from persrm_jax.rl.rewards import RewardConfig
 from persrm_jax.sampling import SamplingConfig

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from persrm_jax.models.cache import KVCache, repeat_cache
-from persrm_jax.models.config import ModelConfig
-from persrm_jax.models.decoder import decode_step, prefill, unstack_layers, vocab_weight
+from persrm_jax.models.config import ComputeConfig, ModelConfig
+from persrm_jax.models.decoder import F32, decode_step, prefill, unstack_layers, vocab_weight
 from persrm_jax.models.params import Params
 from persrm_jax.sharding import constrain
 
@@ -62,7 +62,7 @@ def make_generate(
     end_ids: tuple[int, ...],
     pad_id: int,
     num_samples: int = 1,
-    compute_dtype: str = "float32",
+    compute: ComputeConfig = F32,
 ) -> Generate:
     """Returns the jitted `generate(params, tokens [P, S], mask [P, S], keys [P * num_samples])`.
 
@@ -88,7 +88,7 @@ def make_generate(
     def generate(
         params: Params, tokens: jax.Array, mask: jax.Array, keys: jax.Array
     ) -> Completions:
-        weight = vocab_weight(params).astype(compute_dtype)
+        weight = vocab_weight(params).astype(compute.dtype)
         layers = unstack_layers(params, cfg)
 
         def to_logits(hidden: jax.Array) -> jax.Array:
@@ -106,12 +106,10 @@ def make_generate(
                 )
             )
             done = loop.done | jnp.isin(chosen, ends)
-            hidden, cache = decode_step(
-                params, layers, cfg, chosen, loop.cache, compute_dtype=compute_dtype
-            )
+            hidden, cache = decode_step(params, layers, cfg, chosen, loop.cache, compute)
             return _Loop(loop.step + 1, done, to_logits(hidden), cache, out)
 
-        hidden, cache = prefill(params, cfg, tokens, mask, max_new, compute_dtype=compute_dtype)
+        hidden, cache = prefill(params, cfg, tokens, mask, max_new, compute)
         B = tokens.shape[0] * num_samples
         out = Completions(
             jnp.full((B, max_new), pad_id, jnp.int32),

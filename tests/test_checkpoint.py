@@ -27,7 +27,7 @@ CFG = ModelConfig(
     num_kv_heads=2,
     head_width=4,
     max_positions=64,
-    rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 32),
+    rope_scaling=RopeScaling("llama3", 8.0, 32, 1.0, 4.0),
 )
 
 

@@ -10,8 +10,9 @@ from scipy import stats
 from small_model import small_model
 
 from persrm_jax import sampling
+from persrm_jax.models.config import ComputeConfig
 from persrm_jax.models.decoder import forward, vocab_weight
-from persrm_jax.models.logprobs import ComputeConfig, token_logprobs
+from persrm_jax.models.logprobs import token_logprobs
 from persrm_jax.models.params import Params, param_shardings, param_specs
 from persrm_jax.sampling import Completions, Generate, SamplingConfig, make_generate, sequence_keys
 from persrm_jax.sharding import MeshShape, batch_sharding, make_mesh

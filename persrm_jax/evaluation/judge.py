@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from persrm_jax.data.batches import bucketed, encode_pairs, left_pad
 from persrm_jax.data.prompts import PromptConfig, parse_judgement
-from persrm_jax.models.config import ModelConfig
+from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.params import Params
 from persrm_jax.rl.rollout import completion_texts
 from persrm_jax.sampling import SamplingConfig, make_generate, sequence_keys
@@ -42,7 +42,7 @@ def make_judge(
     *,
     tokenizer: Tokenizer,
     prompt: PromptConfig,
-    compute_dtype: str,
+    compute: ComputeConfig,
     seed: int,
     mesh: Mesh,
     advance: Callable[[int], object] = lambda done: None,
@@ -57,7 +57,7 @@ def make_judge(
         cfg.sampling,
         end_ids=tokenizer.end_ids,
         pad_id=tokenizer.pad_id,
-        compute_dtype=compute_dtype,
+        compute=compute,
     )
     sharding = batch_sharding(mesh)
 

@@ -9,14 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from persrm_jax.models.attention import attention
 from persrm_jax.models.cache import KVCache, cached_attention, init_cache, update_layer
-from persrm_jax.models.config import ModelConfig
+from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.params import Params
+from persrm_jax.models.rope import Rotation, apply_rope, rotation, rotation_of_layer
 from persrm_jax.sharding import constrain
 
+F32 = ComputeConfig()
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
@@ -25,36 +27,6 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], eps: float) ->
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     return x32.astype(x.dtype) * scale
-
-
-def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
-    """Inverse wavelengths of the rotary embedding, [H/2] (RoFormer; Llama 3.1's rescaling)."""
-    H = cfg.head_width
-    freqs = cfg.rope_theta ** (-np.arange(0, H, 2, dtype=np.float64) / H)
-    scaling = cfg.rope_scaling
-    if scaling is None:
-        return freqs
-    if scaling.kind == "linear":
-        return freqs / scaling.factor
-    # Turns that a frequency makes over the original context: few are stretched, many kept.
-    turns = scaling.original_max_positions * freqs / (2 * np.pi)
-    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    keep = np.clip(keep, 0, 1)
-    return freqs * (keep + (1 - keep) / scaling.factor)
-
-
-def rope_angles(cfg: ModelConfig, positions: Int[Array, "B T"]) -> Float[Array, "B T 1 h"]:
-    """Rotation angle of each position and frequency, h = H/2."""
-    freqs = jnp.asarray(rope_frequencies(cfg), jnp.float32)
-    return (positions.astype(jnp.float32)[..., None] * freqs)[:, :, None, :]
-
-
-def apply_rope(x: Float[Array, "B T N H"], angles: Float[Array, "B T 1 h"]) -> jax.Array:
-    """Rotates the halves of each head, as Hugging Face's weights expect."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)
 
 
 def linear(layer: Params, x: jax.Array, equation: str) -> jax.Array:
@@ -67,7 +39,7 @@ def block(
     cfg: ModelConfig,
     layer: Params,
     h: Float[Array, "B T D"],
-    angles: Float[Array, "B T 1 h"],
+    rope: Rotation,
     attend: Attend,
 ) -> tuple[Float[Array, "B T D"], Any]:
     """One layer: h + attention(norm(h)), then + mlp(norm(.)). Returns what `attend` hands on."""
@@ -77,7 +49,7 @@ def block(
     if cfg.qk_norm:
         q = rms_norm(q, layer["q_norm"]["scale"], cfg.norm_eps)
         k = rms_norm(k, layer["k_norm"]["scale"], cfg.norm_eps)
-    out, carried = attend(apply_rope(q, angles), apply_rope(k, angles), v)
+    out, carried = attend(apply_rope(q, rope), apply_rope(k, rope), v)
     h = h + linear(layer["o"], out, "BTNH,NHD->BTD")
     x = rms_norm(h, layer["mlp_norm"]["scale"], cfg.norm_eps)
     gate = linear(layer["gate"], x, "BTD,DF->BTF")
@@ -97,11 +69,26 @@ def vocab_weight(params: Params) -> Float[Array, "V D"]:
     return params["head" if "head" in params else "embed"]["weight"]
 
 
-def segment_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
-    """A token sees the earlier tokens of its own segment, and itself."""
-    T = segment_ids.shape[1]
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    return (same & jnp.tri(T, dtype=bool))[:, None]
+def _scan_layers(
+    params: Params,
+    cfg: ModelConfig,
+    h: jax.Array,
+    positions: jax.Array,
+    attend: Attend,
+    *,
+    remat: bool = False,
+) -> tuple[jax.Array, Any]:
+    """All layers in one compiled body. With `remat`, each is recomputed in the backward pass."""
+    rope = rotation(cfg, positions)
+
+    def step(h: jax.Array, xs: tuple[Params, Any]) -> tuple[jax.Array, Any]:
+        layer, has_rope = xs
+        here = rope if has_rope is None else rotation_of_layer(rope, has_rope)
+        return block(cfg, layer, h, here, attend)
+
+    has_rope = None if cfg.rope_layers is None else jnp.array(cfg.rope_layers)
+    step = jax.checkpoint(step) if remat else step
+    return jax.lax.scan(step, h, (params["layers"], has_rope))
 
 
 def forward(
@@ -110,22 +97,16 @@ def forward(
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"],
-    *,
-    compute_dtype: str = "float32",
-    remat: bool = False,
+    compute: ComputeConfig = F32,
 ) -> Float[Array, "B T D"]:
-    """Hidden states after the final norm. With `remat`, layers are recomputed in the backward."""
-    mask = segment_mask(segment_ids)
-    angles = rope_angles(cfg, positions)
+    """Hidden states after the final norm."""
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-        return jax.nn.dot_product_attention(q, k, v, mask=mask), None
+        return attention(q, k, v, segment_ids, compute.attention), None
 
-    def step(h: jax.Array, layer: Params) -> tuple[jax.Array, None]:
-        return block(cfg, layer, h, angles, attend)
-
-    step = jax.checkpoint(step) if remat else step
-    h, _ = jax.lax.scan(step, embed(params, tokens, compute_dtype), params["layers"])
+    h, _ = _scan_layers(
+        params, cfg, embed(params, tokens, compute.dtype), positions, attend, remat=compute.remat
+    )
     return rms_norm(h, params["final_norm"]["scale"].astype(h.dtype), cfg.norm_eps)
 
 
@@ -135,22 +116,18 @@ def prefill(
     tokens: Int[Array, "B P"],
     mask: Bool[Array, "B P"],
     num_new: int,
-    *,
-    compute_dtype: str = "float32",
+    compute: ComputeConfig = F32,
 ) -> tuple[Float[Array, "B D"], KVCache]:
     """Reads left-padded prompts. Returns the last hidden state and a cache with `num_new` slots
     to spare."""
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    angles = rope_angles(cfg, positions)
-    attend_mask = segment_mask(mask.astype(jnp.int32))
+    segment_ids = mask.astype(jnp.int32)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-        return jax.nn.dot_product_attention(q, k, v, mask=attend_mask), (k, v)
+        return attention(q, k, v, segment_ids, compute.attention), (k, v)
 
-    h, (keys, values) = jax.lax.scan(
-        lambda h, layer: block(cfg, layer, h, angles, attend),
-        embed(params, tokens, compute_dtype),
-        params["layers"],
+    h, (keys, values) = _scan_layers(
+        params, cfg, embed(params, tokens, compute.dtype), positions, attend
     )
     last = rms_norm(h[:, -1], params["final_norm"]["scale"].astype(h.dtype), cfg.norm_eps)
     return last, init_cache(keys, values, mask, num_new)
@@ -162,8 +139,7 @@ def decode_step(
     cfg: ModelConfig,
     tokens: Int[Array, " B"],
     cache: KVCache,
-    *,
-    compute_dtype: str = "float32",
+    compute: ComputeConfig = F32,
 ) -> tuple[Float[Array, "B D"], KVCache]:
     """Reads one token a row at the cache's next slot. `layers` are `params["layers"]` unstacked
     (`unstack_layers`): taking them apart at every token would copy the weights."""
@@ -171,10 +147,13 @@ def decode_step(
     mask = jax.lax.dynamic_update_slice_in_dim(
         cache.mask, jnp.ones((tokens.shape[0], 1), bool), slot, axis=1
     )
-    angles = rope_angles(cfg, jnp.sum(mask, axis=1, keepdims=True) - 1)
-    h = embed(params, tokens[:, None], compute_dtype)
+    rope = rotation(cfg, jnp.sum(mask, axis=1, keepdims=True) - 1)
+    h = embed(params, tokens[:, None], compute.dtype)
     new_keys, new_values = [], []
-    for layer, old_keys, old_values in zip(layers, cache.keys, cache.values, strict=True):
+    has_rope = cfg.rope_layers or (True,) * cfg.num_layers
+    for layer, rotates, old_keys, old_values in zip(
+        layers, has_rope, cache.keys, cache.values, strict=True
+    ):
 
         def attend(
             q: jax.Array, k: jax.Array, v: jax.Array, old: Any = (old_keys, old_values)
@@ -182,7 +161,7 @@ def decode_step(
             keys, values = update_layer(old[0], k, slot), update_layer(old[1], v, slot)
             return cached_attention(q, keys, values, mask), (keys, values)
 
-        h, (keys, values) = block(cfg, layer, h, angles, attend)
+        h, (keys, values) = block(cfg, layer, h, rotation_of_layer(rope, rotates), attend)
         new_keys.append(keys)
         new_values.append(values)
     h = rms_norm(h[:, 0], params["final_norm"]["scale"].astype(h.dtype), cfg.norm_eps)

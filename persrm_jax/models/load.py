@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 
 from persrm_jax.checkpoint import load_tree, save_tree
 from persrm_jax.jsonl import write_text
-from persrm_jax.models.config import ModelConfig, RopeScaling, load_config, tiny_config
+from persrm_jax.models.config import ModelConfig, RopeScaling, tiny_config
 from persrm_jax.models.gguf import smollm2_folder
 from persrm_jax.models.hf import load_hf_params
+from persrm_jax.models.hf_config import load_config
 from persrm_jax.models.params import Params, abstract_params, init_params
 from persrm_jax.tokenizer import Tokenizer
 

@@ -1,28 +1,14 @@
 """Token log-probabilities of whole sequences: SFT, RL and evaluation all call this."""
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels.linear_logprob import linear_logprob
-from persrm_jax.models.config import ModelConfig
+from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.decoder import forward, vocab_weight
 from persrm_jax.models.params import Params
 from persrm_jax.types import Batch
-
-
-@dataclass(frozen=True)
-class ComputeConfig:
-    """Precision and memory of the forward and backward pass."""
-
-    dtype: str = "float32"
-    """Activations and matrix products; logits, softmax and losses are float32."""
-    param_dtype: str = "float32"
-    """Master weights and optimizer state."""
-    remat: bool = False
-    """Recompute layers in the backward pass: less memory, a third more work."""
 
 
 def token_logprobs(
@@ -45,15 +31,7 @@ def token_logprobs(
         For positions max(start, 1) .. T-1, t = T - max(start, 1).
     """
     start = max(start, 1)
-    hidden = forward(
-        params,
-        cfg,
-        batch.tokens,
-        batch.positions,
-        batch.segment_ids,
-        compute_dtype=compute.dtype,
-        remat=compute.remat,
-    )
+    hidden = forward(params, cfg, batch.tokens, batch.positions, batch.segment_ids, compute)
     labels = jnp.asarray(batch.tokens)[:, start:]
     return linear_logprob(
         hidden[:, start - 1 : -1], vocab_weight(params), labels, temperature=temperature

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 
 from persrm_jax.data.batches import batch_indices, bucketed, encode_pairs
 from persrm_jax.data.prompts import PromptConfig
-from persrm_jax.models.config import ModelConfig
-from persrm_jax.models.logprobs import ComputeConfig, masked_mean, token_logprobs
+from persrm_jax.models.config import ComputeConfig, ModelConfig
+from persrm_jax.models.logprobs import masked_mean, token_logprobs
 from persrm_jax.models.params import Params
 from persrm_jax.rl.advantages import AdvantageConfig, group_relative, varied_groups
 from persrm_jax.rl.losses import LossConfig, grpo_loss
@@ -145,7 +145,7 @@ def make_rft_step(
         end_ids=tokenizer.end_ids,
         pad_id=tokenizer.pad_id,
         num_samples=cfg.group_size,
-        compute_dtype=compute.dtype,
+        compute=compute,
     )
     score = jax.jit(
         lambda params, rows: token_logprobs(

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from persrm_jax.data.batches import batch_indices, bucketed, sft_batch
-from persrm_jax.models.config import ModelConfig
-from persrm_jax.models.logprobs import ComputeConfig, masked_mean, token_logprobs
+from persrm_jax.models.config import ComputeConfig, ModelConfig
+from persrm_jax.models.logprobs import masked_mean, token_logprobs
 from persrm_jax.models.params import Params
 from persrm_jax.sharding import batch_sharding
 from persrm_jax.training.loop import StepFn, StepLog

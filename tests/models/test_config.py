@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from persrm_jax.models.config import ModelConfig, RopeScaling, load_config, tiny_config
+from persrm_jax.models.config import ModelConfig, RopeScaling, tiny_config
+from persrm_jax.models.hf_config import load_config
 
 # As published (the fields that matter).
 QWEN2_5_0_5B = {
@@ -102,7 +103,7 @@ def test_qwen3(tmp_path: Path) -> None:
 def test_llama_with_scaled_rope(tmp_path: Path) -> None:
     cfg = read(tmp_path, LLAMA_3_2_1B)
     assert cfg.rope_theta == 5e5 and cfg.norm_eps == 1e-5
-    assert cfg.rope_scaling == RopeScaling("llama3", 32.0, 1.0, 4.0, 8192)
+    assert cfg.rope_scaling == RopeScaling("llama3", 32.0, 8192, 1.0, 4.0)
     assert not (cfg.qkv_bias or cfg.qk_norm)
 
 
@@ -152,13 +153,21 @@ def test_biases_of_llama_and_qwen3(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "gemma3"}, "model_type 'gemma3' is not one of qwen2, qwen3, llama"),
+        (
+            {"model_type": "gemma3"},
+            "model_type 'gemma3' is not one of qwen2, qwen3",
+        ),
         ({"model_type": "mistral"}, "model_type 'mistral'"),
         ({"model_type": None}, "model_type None"),
         ({"use_sliding_window": True}, "sliding-window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
+        ({"model_type": "qwen3_moe", "num_experts": 128}, "mixture-of-experts"),
+        ({"model_type": "mixtral", "num_local_experts": 8}, "mixture-of-experts"),
+        ({"model_type": "qwen2_5_vl", "vision_config": {}}, "vision"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope type yarn lacks factor"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "a part of each head"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "rope type 'dynamic'"),
         ({"num_key_value_heads": 5}, "14 query heads do not share 5 key-value heads"),
     ],

@@ -11,8 +11,8 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
-from persrm_jax.models.config import load_config
 from persrm_jax.models.hf import load_hf_params
+from persrm_jax.models.hf_config import load_config
 from persrm_jax.models.params import Params, abstract_params
 from persrm_jax.sharding import MeshShape, make_mesh
 

@@ -8,8 +8,9 @@ from small_model import SMALL, hidden_states
 
 from persrm_jax.data.batches import batch_indices
 from persrm_jax.data.prompts import PromptConfig
+from persrm_jax.models.config import ComputeConfig
 from persrm_jax.models.decoder import vocab_weight
-from persrm_jax.models.logprobs import ComputeConfig, token_logprobs
+from persrm_jax.models.logprobs import token_logprobs
 from persrm_jax.models.params import Params, init_params
 from persrm_jax.rl.advantages import AdvantageConfig, group_relative
 from persrm_jax.rl.losses import LossConfig

@@ -14,8 +14,8 @@ from small_model import hidden_states, small_model
 from persrm_jax.checkpoint import Checkpoints
 from persrm_jax.data.batches import sft_batch
 from persrm_jax.metrics import MetricsWriter
+from persrm_jax.models.config import ComputeConfig
 from persrm_jax.models.decoder import vocab_weight
-from persrm_jax.models.logprobs import ComputeConfig
 from persrm_jax.models.params import Params, init_params
 from persrm_jax.training.loop import StepLog, Watch, train
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer
