@@ -77,6 +77,33 @@ def load_tree(folder: Path, like: State) -> State:
         return checkpointer.restore(folder.absolute(), jax.tree.map(_abstract, like))
 
 
+def stored_dtypes(folder: Path) -> set[str]:
+    """The dtypes of the arrays that `save_tree` wrote."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        found = checkpointer.metadata(folder.absolute()).item_metadata
+    leaves = jax.tree.leaves(found, is_leaf=lambda x: hasattr(x, "shape"))
+    return {str(leaf.dtype) for leaf in leaves}
+
+
+def load_params(step: Path, like: State) -> State:
+    """The parameters alone of a train state that `Checkpoints` wrote as the folder `step`.
+
+    Raises:
+        ValueError: no such checkpoint, or another model's.
+    """
+    item = {"params": jax.tree.map(_abstract, like)}
+    args = ocp.args.PyTreeRestore(
+        item=item,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+        partial_restore=True,
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        try:
+            return checkpointer.restore(step.absolute() / "state", args=args)["params"]
+        except (FileNotFoundError, KeyError, ValueError) as error:
+            raise ValueError(f"{step}: not a checkpoint of this model ({error})") from None
+
+
 def _mismatch(like: Any, found: Any) -> str | None:
     """The first difference in names or shapes, in words."""
     want = {jax.tree_util.keystr(p): x.shape for p, x in jax.tree.leaves_with_path(like)}

@@ -27,6 +27,8 @@ Mesh = Annotated[
         str_from_instance=lambda mesh: [str(mesh)],
     ),
 ]
+From = Annotated[str, tyro.conf.arg(name="from")]
+"""A flag whose name is a word of Python's."""
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -93,7 +95,7 @@ def _flags(kind: Any, prefix: str = "--") -> list[str]:
     """Every flag of a config, nested fields dotted."""
     flags = []
     for name, hint in get_type_hints(kind).items():
-        dashed = name.replace("_", "-")
+        dashed = name.rstrip("_").replace("_", "-")
         flags.append(prefix + dashed)
         nested = next(
             (t for t in (hint, *get_args(hint)) if hasattr(t, "__dataclass_fields__")), None

@@ -6,10 +6,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from persrm_jax.models.config import ModelConfig
 from persrm_jax.models.decoder import forward
-from persrm_jax.models.params import Params
+from persrm_jax.models.params import Params, param_specs
 
 SMALL = ModelConfig(
     vocab_size=320,
@@ -28,6 +29,17 @@ SMALL = ModelConfig(
 def small_model(**changes: object) -> ModelConfig:
     """The small model, but for `changes`."""
     return dataclasses.replace(SMALL, **changes)
+
+
+def random_params(cfg: ModelConfig, seed: int = 0, dtype: str = "float32") -> Params:
+    """Random weights, biases and scales too, large enough that a wrong mask shows."""
+    rng = np.random.default_rng(seed)
+    return traverse_util.unflatten_dict(
+        {
+            path: jnp.asarray((spec.init == "ones") + 0.3 * rng.standard_normal(spec.shape), dtype)
+            for path, spec in param_specs(cfg)
+        }
+    )
 
 
 _forward = functools.partial(jax.jit, static_argnums=1)(forward)

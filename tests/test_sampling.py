@@ -5,15 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 from scipy import stats
-from small_model import small_model
+from small_model import random_params, small_model
 
 from persrm_jax import sampling
 from persrm_jax.models.config import ComputeConfig
 from persrm_jax.models.decoder import forward, vocab_weight
 from persrm_jax.models.logprobs import token_logprobs
-from persrm_jax.models.params import Params, param_shardings, param_specs
+from persrm_jax.models.params import Params, param_shardings
 from persrm_jax.sampling import Completions, Generate, SamplingConfig, make_generate, sequence_keys
 from persrm_jax.sharding import MeshShape, batch_sharding, make_mesh
 from persrm_jax.types import Batch
@@ -28,13 +27,7 @@ END_IDS = (7, 20, 33)
 
 @pytest.fixture(scope="module")
 def params() -> Params:
-    rng = np.random.default_rng(1)
-    return traverse_util.unflatten_dict(
-        {
-            path: jnp.asarray((spec.init == "ones") + 0.3 * rng.standard_normal(spec.shape), "f4")
-            for path, spec in param_specs(CFG)
-        }
-    )
+    return random_params(CFG, seed=1)
 
 
 @pytest.fixture(scope="module")

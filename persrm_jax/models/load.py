@@ -8,8 +8,10 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from persrm_jax import checkpoint
 from persrm_jax.checkpoint import load_tree, save_tree
 from persrm_jax.jsonl import write_text
+from persrm_jax.models import hf
 from persrm_jax.models.config import ModelConfig, RopeScaling, tiny_config
 from persrm_jax.models.gguf import smollm2_folder
 from persrm_jax.models.hf import load_hf_params
@@ -49,7 +51,7 @@ def pretrained_folder(source: str) -> Path:
         return Path(source)
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise ValueError(
-            f"--model {source}: no such folder, and not {FROM_SCRATCH}, {REGISTRY} or a Hugging "
+            f"model {source}: no such folder, and not {FROM_SCRATCH}, {REGISTRY} or a Hugging "
             "Face id such as Qwen/Qwen2.5-0.5B-Instruct"
         )
     from huggingface_hub import snapshot_download
@@ -63,9 +65,7 @@ def pretrained_folder(source: str) -> Path:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"--model {source}: could not be fetched from the hub ({reason})"
-        ) from None
+        raise ValueError(f"model {source}: could not be fetched from the hub ({reason})") from None
 
 
 def model_folder(path: Path) -> Path:
@@ -93,7 +93,7 @@ def read_config(source: str) -> ModelConfig:
     if source == FROM_SCRATCH:
         return tiny_config(vocab_size=64)
     folder = pretrained_folder(source)
-    return _saved_config(folder) if (folder / "model.json").is_file() else load_config(folder)
+    return saved_config(folder) if (folder / "model.json").is_file() else load_config(folder)
 
 
 def load_pretrained(source: str, mesh: Mesh, dtype: str) -> Model:
@@ -104,6 +104,21 @@ def load_pretrained(source: str, mesh: Mesh, dtype: str) -> Model:
     config = load_config(folder)
     tokenizer = Tokenizer.load(folder)
     return Model(config, load_hf_params(folder, config, mesh, dtype), tokenizer)
+
+
+def stored_dtype(source: str) -> str:
+    """The one dtype in which a model's weights are stored.
+
+    Raises:
+        ValueError: they are stored in several.
+    """
+    folder = pretrained_folder(source)
+    saved = (folder / "model.json").is_file()
+    found = checkpoint.stored_dtypes(folder / "params") if saved else hf.stored_dtypes(folder)
+    if len(found) != 1:
+        dtypes = ", ".join(sorted(found))
+        raise ValueError(f"{folder}: its weights are stored as {dtypes}; name one by --dtype")
+    return found.pop()
 
 
 def save_model(folder: Path, model: Model) -> None:
@@ -120,15 +135,23 @@ def load_model(folder: Path, mesh: Mesh, dtype: str) -> Model:
     Raises:
         ValueError: it is no such folder.
     """
-    config = _saved_config(folder)
+    config = saved_config(folder)
     params = load_tree(folder / "params", abstract_params(config, mesh, dtype))
     return Model(config, params, Tokenizer.load(folder / "tokenizer"))
 
 
-def _saved_config(folder: Path) -> ModelConfig:
+def saved_config(folder: Path) -> ModelConfig:
+    """The config of a folder that `save_model` wrote.
+
+    Raises:
+        ValueError: it is no such folder.
+    """
     path = folder / "model.json"
     if not path.is_file():
         raise ValueError(f"{folder}: holds no model.json; expected a model that a run saved")
     fields = json.loads(path.read_text(encoding="utf-8"))
-    scaling = fields.pop("rope_scaling")
-    return ModelConfig(**fields, rope_scaling=RopeScaling(**scaling) if scaling else None)
+    if scaling := fields["rope_scaling"]:
+        fields["rope_scaling"] = RopeScaling(**scaling)
+    if layers := fields.get("rope_layers"):
+        fields["rope_layers"] = tuple(layers)
+    return ModelConfig(**fields)

@@ -145,8 +145,8 @@ def test_exemplars_longer_than_the_prompt_may_be(refused: Refused, module: Modul
         (["--mesh", "8"], "--mesh 8: expected DATAxMODEL"),
         (["--mesh", "0x1"], "--mesh 0x1"),
         (["--init", "nowhere"], "--init nowhere: holds no model"),
-        (["--model", "./nowhere"], "--model ./nowhere: no such folder"),
-        (["--model", "nowhere"], "--model nowhere: no such folder"),
+        (["--model", "./nowhere"], "model ./nowhere: no such folder"),
+        (["--model", "nowhere"], "model nowhere: no such folder"),
     ],
 )
 def test_what_does_not_fit(

@@ -5,9 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 from jax.sharding import Mesh
-from small_model import small_model
+from small_model import random_params, small_model
 
 from persrm_jax.models.config import ComputeConfig, RopeScaling
 from persrm_jax.models.decoder import (
@@ -19,7 +18,7 @@ from persrm_jax.models.decoder import (
 )
 from persrm_jax.models.hf import load_hf_params
 from persrm_jax.models.hf_config import load_config
-from persrm_jax.models.params import Params, param_shardings, param_specs
+from persrm_jax.models.params import Params, param_shardings
 from persrm_jax.models.rope import rotation
 from persrm_jax.sharding import MeshShape, batch_sharding, make_mesh
 
@@ -36,14 +35,7 @@ FORWARD = jax.jit(forward, static_argnums=(1, 5))
 
 @pytest.fixture(scope="module")
 def params() -> Params:
-    """Random weights, biases and scales too, large enough that a wrong mask shows."""
-    rng = np.random.default_rng(1)
-    return traverse_util.unflatten_dict(
-        {
-            path: jnp.asarray((spec.init == "ones") + 0.3 * rng.standard_normal(spec.shape), "f4")
-            for path, spec in param_specs(CFG)
-        }
-    )
+    return random_params(CFG, seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,159 @@
+"""A trained model -> a Hugging Face folder, and back.
+
+    python -m experiments.convert --from runs/tiny --to judge/ [--dtype bfloat16]
+    python -m experiments.convert --from Qwen/Qwen2.5-0.5B-Instruct --to start/
+
+`--from` names a run (its last trained stage), a model folder that a run saved, or one of its Orbax
+checkpoints (RUN/rft/checkpoints/60): the result loads in transformers and vLLM. Or it names a
+Hugging Face folder, hub id, or `smollm2`: the result is a model folder of ours, for `--init`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from persrm_jax import cli
+from persrm_jax.checkpoint import load_params
+from persrm_jax.models.config import ModelConfig
+from persrm_jax.models.hf_export import export_hf
+from persrm_jax.models.load import (
+    Model,
+    load_model,
+    load_pretrained,
+    save_model,
+    saved_config,
+    stored_dtype,
+)
+from persrm_jax.models.params import abstract_params
+from persrm_jax.sharding import MeshShape, make_mesh
+from persrm_jax.tokenizer import Tokenizer
+
+STAGES = ("rft", "sft_continued", "sft")
+"""Trained stages of a run, the last first."""
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """What to convert."""
+
+    from_: cli.From
+    """A run, a saved model, an Orbax checkpoint; or a Hugging Face folder or id, or `smollm2`."""
+    to: Path
+    """A new folder."""
+    dtype: str | None = None
+    """float32, bfloat16 or float16; by default as stored, so that the way back is exact."""
+    mesh: cli.Mesh = MeshShape(1, 1)
+    """Devices to load onto, data x model."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
+            raise ValueError(f"--dtype {self.dtype}: expected float32, bfloat16 or float16")
+        if self.to.exists() and (not self.to.is_dir() or any(self.to.iterdir())):
+            raise ValueError(f"--to {self.to}: exists; name a new folder")
+
+
+def convert(cfg: ConvertConfig, mesh: Mesh) -> str:
+    """Converts, and says what was written."""
+    source = Path(cfg.from_)
+    run: Path | None
+    if (step := _checkpoint_of(source)) is not None:
+        model, run = _load_checkpoint(step, mesh), step.parents[2]
+    elif (folder := _trained_folder(source)) is not None:
+        model = load_model(folder, mesh, stored_dtype(str(folder)))
+        run = next((p for p in folder.parents if (p / "provenance.json").is_file()), None)
+    else:
+        model = load_pretrained(cfg.from_, mesh, cfg.dtype or stored_dtype(cfg.from_))
+        save_model(cfg.to, model)
+        return f"{cfg.to}: a model folder for --init ({model.config.num_params:,} parameters)"
+    card = model_card(model.config, cfg.from_, run)
+    export_hf(cfg.to, model.config, model.params, model.tokenizer, dtype=cfg.dtype, card=card)
+    return f"{cfg.to}: a Hugging Face folder ({model.config.num_params:,} parameters)"
+
+
+def _checkpoint_of(source: Path) -> Path | None:
+    """`source`, where it is one step of a run's checkpoints."""
+    return source.absolute() if (source / "state").is_dir() and source.name.isdigit() else None
+
+
+def _trained_folder(source: Path) -> Path | None:
+    """The model folder that `source` is, or the last that its stages saved.
+
+    Raises:
+        ValueError: a run that has saved no model yet.
+    """
+    if (source / "model.json").is_file():
+        return source
+    if not (source / "provenance.json").is_file():
+        return None
+    for stage in STAGES:
+        if (source / stage / "model" / "model.json").is_file():
+            return source / stage / "model"
+    raise ValueError(f"--from {source}: this run has not saved a model yet")
+
+
+def _load_checkpoint(step: Path, mesh: Mesh) -> Model:
+    """A train state's parameters, with the config and tokenizer of a model that its run saved."""
+    run = step.parents[2]
+    folder = _trained_folder(run)
+    if folder is None:
+        raise ValueError(f"--from {step}: lies in no run folder (RUN/STAGE/checkpoints/STEP)")
+    config = saved_config(folder)
+    params = load_params(step, abstract_params(config, mesh))
+    return Model(config, params, Tokenizer.load(folder / "tokenizer"))
+
+
+def model_card(config: ModelConfig, source: str, run: Path | None) -> str:
+    """The README of an exported model: what it is, how it was trained, how to use it."""
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [persrm-jax, reward-model, personalization]",
+        "---",
+        "",
+        "# A personalized reasoning reward model",
+        "",
+        "Given texts that a person wrote and two candidate responses, it reasons about the "
+        "person's style and then says which candidate fits (PersRM-R1, arXiv 2508.14076).",
+        "",
+        f"- Parameters: {config.num_params:,}",
+        f"- Converted from: `{source}` by `persrm_jax`' `experiments.convert`",
+    ]
+    if run is not None:
+        lines += _training_lines(run)
+    return "\n".join(lines) + "\n"
+
+
+def _training_lines(run: Path) -> list[str]:
+    """How a run trained its model, from the records beside it."""
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    provenance = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+    lines = [
+        f"- Preset `{config['preset']}`, base model `{config['model']}`, data "
+        f"`{config['data']}`, seed {config['seed']}",
+        f"- SFT: at most {config['sft']['steps']} steps of {config['sft']['batch_size']} traces",
+        f"- RFT (GRPO): {config['rft']['steps']} steps of {config['rft']['prompts']} prompts x "
+        f"{config['rft']['group_size']} completions",
+        f"- Commit `{provenance['commit']}`, {provenance['devices']}, {provenance['started']}",
+        "",
+    ]
+    report = run / "report.md"
+    if report.is_file():
+        text = report.read_text(encoding="utf-8")
+        tables = [line for line in text.splitlines() if not line.startswith(("# ", "!["))]
+        lines += ["## Evaluation", *tables, ""]
+    lines += ["## Configuration", "", "```json", json.dumps(config, indent=2), "```"]
+    return lines
+
+
+def main(args: Sequence[str]) -> None:
+    """The command line."""
+    cfg = cli.parse_flags(ConvertConfig, "python -m experiments.convert", args)
+    print(convert(cfg, make_mesh(cfg.mesh)))
+
+
+if __name__ == "__main__":
+    cli.run_main(main)
