@@ -73,13 +73,22 @@ def parse_flags(
     except SystemExit as stopped:
         if not stopped.code:  # --help
             raise
+        # A misspelt flag that is required is missing too; its spelling is what helps.
+        _refuse_unknown(kind, args)
         raise ValueError(_sentence(box.getvalue())) from None
+    _refuse_unknown(kind, unknown)
     for word in unknown:
-        if word.startswith("-"):
-            flag = word.split("=")[0]
-            raise ValueError(f"unknown flag {flag}{_nearest(flag, list(_flags(kind)))}")
         raise ValueError(f"unexpected argument {word!r}: a preset goes first, flags start with --")
     return config
+
+
+def _refuse_unknown(kind: Any, words: Sequence[str]) -> None:
+    known = _flags(kind)
+    for word in words:
+        flag = word.split("=")[0]
+        positive = flag.replace("_", "-").replace("--no-", "--", 1)
+        if flag.startswith("--") and positive not in (*known, "--help"):
+            raise ValueError(f"unknown flag {flag}{_nearest(flag, known)}")
 
 
 def _sentence(box: str) -> str:

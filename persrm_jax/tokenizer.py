@@ -18,7 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 # transformers says on import that it finds no PyTorch, which we do not use.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: E402
+from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from persrm_jax.jsonl import write_text
 
@@ -116,9 +116,9 @@ class Tokenizer:
         if not (folder / "tokenizer.json").is_file():
             raise ValueError(f"{folder}: no tokenizer here (no tokenizer.json)")
         try:
-            fast: Any = AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
+            # Not AutoTokenizer: from some model types it builds a class's own pipeline and leaves
+            # that of tokenizer.json aside.
+            fast: Any = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
             end_ids = _generation_config(folder).get("eos_token_id", [])
             return cls(fast, end_ids if isinstance(end_ids, list) else [end_ids])
         except Exception as error:  # the Rust side raises plain Exception for a broken file
@@ -128,6 +128,12 @@ class Tokenizer:
         """Writes what `load` reads, beside a model or alone."""
         folder.mkdir(parents=True, exist_ok=True)
         self._fast.save_pretrained(str(folder))
+        path = folder / "tokenizer_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        # The name that transformers 4 and vLLM know too, without traces of where it was loaded.
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config = {k: v for k, v in config.items() if k not in ("is_local", "local_files_only")}
+        write_text(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         generation = _generation_config(folder) | {"eos_token_id": list(self.end_ids)}
         write_text(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
 

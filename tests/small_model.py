@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from persrm_jax.models.config import ModelConfig
+from persrm_jax.models.config import ModelConfig, RopeScaling
 from persrm_jax.models.decoder import forward
 from persrm_jax.models.params import Params, param_specs
 
@@ -29,6 +29,22 @@ SMALL = ModelConfig(
 def small_model(**changes: object) -> ModelConfig:
     """The small model, but for `changes`."""
     return dataclasses.replace(SMALL, **changes)
+
+
+FAMILIES = {
+    "qwen2": small_model(qk_norm=False, qkv_bias=True, tie_embeddings=False),
+    "qwen3": small_model(head_width=12),
+    "llama": small_model(qk_norm=False, qkv_bias=True, out_bias=True, mlp_bias=True),
+    "llama3": small_model(
+        qk_norm=False, rope_scaling=RopeScaling("llama3", 8.0, 64, 1.0, 4.0), rope_theta=100.0
+    ),
+    "smollm3": small_model(qk_norm=False, num_layers=4, rope_layers=(True, True, True, False)),
+    "linear": small_model(rope_scaling=RopeScaling("linear", 2.0)),
+    "yarn": small_model(
+        rope_scaling=RopeScaling("yarn", 4.0, 128, beta_fast=8.0, attention_factor=1.14)
+    ),
+}
+"""One of each feature: biases, q/k norm, untied, odd head width, every rope."""
 
 
 def random_params(cfg: ModelConfig, seed: int = 0, dtype: str = "float32") -> Params:

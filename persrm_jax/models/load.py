@@ -97,12 +97,21 @@ def read_config(source: str) -> ModelConfig:
 
 
 def load_pretrained(source: str, mesh: Mesh, dtype: str) -> Model:
-    """Loads a folder that `save_model` wrote, a Hugging Face folder, `smollm2`, or a hub id."""
+    """Loads a folder that `save_model` wrote, a Hugging Face folder, `smollm2`, or a hub id.
+
+    Raises:
+        ValueError: no such model, or one that is broken, incomplete or not supported.
+    """
     folder = pretrained_folder(source)
     if (folder / "model.json").is_file():
         return load_model(folder, mesh, dtype)
     config = load_config(folder)
     tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{folder}: its tokenizer has {tokenizer.vocab_size:,} tokens and its model "
+            f"{config.vocab_size:,}: they do not belong together"
+        )
     return Model(config, load_hf_params(folder, config, mesh, dtype), tokenizer)
 
 

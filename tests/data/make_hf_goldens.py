@@ -16,8 +16,11 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
+WITH_GRADIENTS = ("qwen3", "llama3")
 FOLDER = Path(__file__).parent / "hf_goldens"
 VOCAB, LENGTH, LENGTHS = 96, 24, (24, 17)
 SIZES = dict(
@@ -69,6 +72,36 @@ def models() -> dict[str, torch.nn.Module]:
                 mlp_bias=True,
             )
         ),
+        "linear": Qwen3ForCausalLM(
+            Qwen3Config(
+                **SIZES,
+                tie_word_embeddings=True,
+                rope_parameters=dict(rope_type="linear", rope_theta=500.0, factor=3.0),
+            )
+        ),
+        "yarn": Qwen2ForCausalLM(
+            Qwen2Config(
+                **SIZES,
+                tie_word_embeddings=True,
+                # Of four frequencies the first is kept, two are blended, the last is stretched.
+                rope_parameters=dict(
+                    rope_type="yarn",
+                    rope_theta=500.0,
+                    factor=4.0,
+                    beta_fast=4.0,
+                    beta_slow=0.25,
+                    original_max_position_embeddings=64,
+                ),
+            )
+        ),
+        "smollm3": SmolLM3ForCausalLM(
+            SmolLM3Config(
+                **SIZES | dict(pad_token_id=None),
+                tie_word_embeddings=True,
+                no_rope_layers=[1, 0],
+                rope_parameters=dict(rope_type="default", rope_theta=500.0),
+            )
+        ),
     }
 
 
@@ -87,16 +120,20 @@ def main() -> None:
         mask = torch.arange(LENGTH)[None] < torch.tensor(LENGTHS)[:, None]
         with torch.no_grad():
             logits = model.eval()(input_ids=tokens, attention_mask=mask.long()).logits
+        arrays = dict(
+            tokens=tokens.numpy().astype(np.int32), mask=mask.numpy(), logits=logits.numpy()
+        )
+        if name in WITH_GRADIENTS:
+            labels = torch.where(mask, tokens, -100)  # a loss on all real tokens but the first
+            loss = model(input_ids=tokens, attention_mask=mask.long(), labels=labels).loss
+            loss.backward()
+            arrays["loss"] = loss.detach().numpy()
+            arrays |= {f"gradient {n}": p.grad.numpy() for n, p in model.named_parameters()}
         folder = FOLDER / name
         (model.bfloat16() if half else model).save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)
         (folder / "model.safetensors").chmod(0o644)
-        np.savez_compressed(
-            folder / "golden.npz",
-            tokens=tokens.numpy().astype(np.int32),
-            mask=mask.numpy(),
-            logits=logits.numpy(),
-        )
+        np.savez_compressed(folder / "golden.npz", **arrays)
 
 
 if __name__ == "__main__":

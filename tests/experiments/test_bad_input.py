@@ -1,6 +1,7 @@
 """Bad input ends with one sentence and exit code 2, and leaves no trace."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +9,17 @@ from types import ModuleType
 
 import pytest
 
+import experiments.convert
 import experiments.evaluate
 import experiments.report
 import experiments.rft
 import experiments.sft
 import experiments.synthesize
+from experiments.presets import PRESETS
 from persrm_jax import cli
 from persrm_jax.data.personas import PersonaConfig, make_personas
+from persrm_jax.runs import RunFolder
+from persrm_jax.tokenizer import byte_tokenizer
 
 Refused = Callable[..., str]
 TRAINING = [experiments.synthesize, experiments.sft, experiments.rft]
@@ -189,3 +194,41 @@ def test_evaluating_what_is_no_run(refused: Refused, tmp_path: Path) -> None:
 
 def test_reporting_what_is_no_run(refused: Refused) -> None:
     assert "has not been evaluated" in refused(experiments.report, "nowhere", "--out", "out")
+
+
+def test_convert(refused: Refused, tmp_path: Path) -> None:
+    goldens = Path(__file__).parents[1] / "data" / "hf_goldens" / "qwen2"
+    for name in ("good", "cut", "other"):
+        shutil.copytree(goldens, tmp_path / name)
+        byte_tokenizer().save(tmp_path / name)  # 259 tokens, of which the model knows 96
+    convert = experiments.convert
+    said = refused(convert, "--from", "good", "--to", "out")
+    assert "its tokenizer has 259 tokens and its model 96" in said
+
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    assert "not a complete safetensors file" in refused(convert, "--from", "cut", "--to", "out")
+
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"vocab_size": 512}))
+    said = refused(convert, "--from", "other", "--to", "out")
+    assert "embed_tokens.weight has shape (96, 32), expected (512, 32)" in said
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"model_type": "phi"}))
+    assert "model_type 'phi' is not one of" in refused(convert, "--from", "other", "--to", "out")
+
+    (tmp_path / "cut" / "model.safetensors").rename(tmp_path / "cut" / "weights")
+    (tmp_path / "cut" / "model.safetensors.index.json").write_text("{}")
+    assert "not an index" in refused(convert, "--from", "cut", "--to", "out")
+
+    assert "--to good: exists" in refused(convert, "--from", "other", "--to", "good")
+    assert "no such folder" in refused(convert, "--from", "nowhere", "--to", "out")
+    assert "expected float32, bfloat16" in refused(
+        convert, "--from", "good", "--to", "out", "--dtype", "int8"
+    )
+    assert "did you mean --from" in refused(convert, "--form", "good", "--to", "out")
+
+
+def test_converting_a_run_without_a_model(refused: Refused, tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", PRESETS["tiny"])
+    said = refused(experiments.convert, "--from", "run", "--to", "out")
+    assert said == "--from run: this run has not saved a model yet"

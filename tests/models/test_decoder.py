@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from jax.sharding import Mesh
 from small_model import random_params, small_model
 
@@ -16,9 +17,9 @@ from persrm_jax.models.decoder import (
     unstack_layers,
     vocab_weight,
 )
-from persrm_jax.models.hf import load_hf_params
+from persrm_jax.models.hf import hf_names, load_hf_params, to_hf
 from persrm_jax.models.hf_config import load_config
-from persrm_jax.models.params import Params, param_shardings
+from persrm_jax.models.params import Params, param_shardings, param_specs
 from persrm_jax.models.rope import rotation
 from persrm_jax.sharding import MeshShape, batch_sharding, make_mesh
 
@@ -67,7 +68,7 @@ def relative_l2(found: np.ndarray, want: np.ndarray) -> float:
     return float(np.linalg.norm(found - want) / np.linalg.norm(want))
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama", "llama3"])
+@pytest.mark.parametrize("name", sorted(path.name for path in GOLDENS.iterdir()))
 def test_logits_equal_those_of_transformers(name: str, mesh: Mesh) -> None:
     cfg = load_config(GOLDENS / name)
     params = load_hf_params(GOLDENS / name, cfg, mesh)
@@ -79,6 +80,31 @@ def test_logits_equal_those_of_transformers(name: str, mesh: Mesh) -> None:
     found = np.asarray(hidden) @ np.asarray(vocab_weight(params)).T
 
     assert relative_l2(found[mask], logits[mask]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3"])
+def test_gradients_equal_those_of_transformers(name: str, mesh: Mesh) -> None:
+    cfg = load_config(GOLDENS / name)
+    params = load_hf_params(GOLDENS / name, cfg, mesh)
+    with np.load(GOLDENS / name / "golden.npz") as golden:
+        arrays = dict(golden)
+    tokens, mask = arrays["tokens"], arrays["mask"]
+
+    def loss(params: Params) -> jax.Array:
+        hidden = FORWARD(params, cfg, tokens, count_up(tokens), mask.astype(np.int32))
+        logprobs = jax.nn.log_softmax(hidden[:, :-1] @ vocab_weight(params).T)
+        picked = jnp.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)[..., 0]
+        return -jnp.sum(picked * mask[:, 1:]) / mask[:, 1:].sum()
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+
+    np.testing.assert_allclose(value, arrays["loss"], rtol=1e-5)
+    flat = traverse_util.flatten_dict(grads)
+    for path, spec in param_specs(cfg):
+        for i, tensor in enumerate(hf_names(path, spec)):
+            leaf = flat[path][i] if path[0] == "layers" else flat[path]
+            found = to_hf(np.asarray(leaf), path, spec, cfg)
+            assert relative_l2(found, arrays[f"gradient {tensor}"]) < 1e-4, tensor
 
 
 def test_linear_rope_scaling_slows_positions_down() -> None:

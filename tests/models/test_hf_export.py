@@ -10,9 +10,8 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from small_model import SMALL, random_params, small_model
+from small_model import FAMILIES, SMALL, random_params
 
-from persrm_jax.models.config import RopeScaling
 from persrm_jax.models.hf import load_hf_params
 from persrm_jax.models.hf_config import hf_config, load_config
 from persrm_jax.models.hf_export import export_hf
@@ -22,19 +21,6 @@ from persrm_jax.tokenizer import Tokenizer, byte_tokenizer
 
 GOLDENS = Path(__file__).parents[1] / "data" / "hf_goldens"
 BYTES = byte_tokenizer()
-YARN = RopeScaling("yarn", 4.0, 128, beta_fast=16.0, truncate=False, attention_factor=1.2)
-FAMILIES = {
-    "qwen2": small_model(qk_norm=False, qkv_bias=True, tie_embeddings=False),
-    "qwen3": small_model(head_width=12, rope_scaling=YARN),
-    "llama": small_model(
-        qk_norm=False, mlp_bias=True, rope_scaling=RopeScaling("llama3", 8.0, 64, 1.0, 4.0)
-    ),
-    "llama with biases": small_model(qk_norm=False, qkv_bias=True, out_bias=True),
-    "smollm3": small_model(
-        qk_norm=False, num_layers=4, rope_layers=(True, False, True, True), rope_scaling=None
-    ),
-    "linear": small_model(rope_scaling=RopeScaling("linear", 2.0)),
-}
 
 
 def assert_same(found: Params, want: Params) -> None:

@@ -1,0 +1,90 @@
+"""Out to Hugging Face and back, from each thing that a run leaves."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+from jax.sharding import Mesh
+from safetensors.numpy import load_file
+from small_model import SMALL, random_params
+
+from experiments.convert import main
+from experiments.presets import PRESETS
+from persrm_jax.checkpoint import Checkpoints
+from persrm_jax.models.load import Model, load_model, save_model, stored_dtype
+from persrm_jax.models.params import Params
+from persrm_jax.runs import RunFolder
+from persrm_jax.tokenizer import byte_tokenizer
+from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer
+from persrm_jax.training.step import init_state
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, mesh: Mesh) -> Path:
+    """A run folder whose SFT is done and whose RFT was stopped at step 3."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    RunFolder(folder, PRESETS["tiny"])
+    save_model(folder / "sft" / "model", Model(SMALL, random_params(SMALL), byte_tokenizer()))
+    optimizer = make_optimizer(OptimizerConfig(), 10)
+    state = init_state(random_params(SMALL, seed=3), optimizer, jax.random.key(0), mesh)
+    checkpoints = Checkpoints(folder / "rft" / "checkpoints")
+    checkpoints.save(3, state)
+    checkpoints.close()
+    return folder
+
+
+def assert_same(found: Params, want: Params) -> None:
+    flat, other = traverse_util.flatten_dict(found), traverse_util.flatten_dict(want)
+    assert flat.keys() == other.keys()
+    for path in flat:
+        np.testing.assert_array_equal(flat[path], other[path], err_msg=str(path))
+
+
+def embedding(folder: Path) -> np.ndarray:
+    return load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+
+
+def test_a_run_out_and_back_is_exact(run: Path, tmp_path: Path, mesh: Mesh) -> None:
+    main(["--from", str(run), "--to", str(tmp_path / "hf")])
+    main(["--from", str(tmp_path / "hf"), "--to", str(tmp_path / "ours")])
+    again = load_model(tmp_path / "ours", mesh, "float32")
+    assert again.config == SMALL
+    assert_same(again.params, random_params(SMALL))
+    main(["--from", str(tmp_path / "ours"), "--to", str(tmp_path / "hf2")])
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "generation_config.json"):
+        assert (tmp_path / "hf" / name).read_bytes() == (tmp_path / "hf2" / name).read_bytes()
+
+
+def test_bfloat16_stays_bfloat16(run: Path, tmp_path: Path) -> None:
+    main(["--from", str(run), "--to", str(tmp_path / "hf"), "--dtype", "bfloat16"])
+    main(["--from", str(tmp_path / "hf"), "--to", str(tmp_path / "ours")])
+    assert stored_dtype(str(tmp_path / "ours")) == "bfloat16"
+    main(["--from", str(tmp_path / "ours"), "--to", str(tmp_path / "hf2")])
+    assert embedding(tmp_path / "hf2").dtype == "bfloat16"
+    np.testing.assert_array_equal(embedding(tmp_path / "hf"), embedding(tmp_path / "hf2"))
+
+
+def test_an_orbax_checkpoint_of_a_stage_that_has_not_finished(run: Path, tmp_path: Path) -> None:
+    main(["--from", str(run / "rft" / "checkpoints" / "3"), "--to", str(tmp_path / "hf")])
+    want = random_params(SMALL, seed=3)["embed"]["weight"]
+    np.testing.assert_array_equal(embedding(tmp_path / "hf"), want)
+
+
+def test_the_card_says_how_it_was_trained(run: Path, tmp_path: Path) -> None:
+    main(["--from", str(run), "--to", str(tmp_path / "hf")])
+    card = (tmp_path / "hf" / "README.md").read_text()
+    provenance = json.loads((run / "provenance.json").read_text())
+    for words in ("arXiv 2508.14076", "Preset `tiny`", "data `personas`", provenance["commit"]):
+        assert words in card
+
+
+def test_the_last_stage_is_taken(run: Path, tmp_path: Path) -> None:
+    model = Model(SMALL, random_params(SMALL, seed=9), byte_tokenizer())
+    save_model(run / "rft" / "model", model)
+    main(["--from", str(run), "--to", str(tmp_path / "hf")])
+    np.testing.assert_array_equal(
+        embedding(tmp_path / "hf"), random_params(SMALL, seed=9)["embed"]["weight"]
+    )
