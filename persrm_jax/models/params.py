@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from persrm_jax.models.config import ModelConfig
 from persrm_jax.sharding import param_sharding
@@ -74,7 +74,7 @@ def param_shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
     return _nest({p: param_sharding(s.shape, s.axes, mesh) for p, s in param_specs(cfg)})
 
 
-def abstract_params(cfg: ModelConfig, mesh: Mesh, dtype: str = "float32") -> Params:
+def abstract_params(cfg: ModelConfig, mesh: Mesh | AbstractMesh, dtype: str = "float32") -> Params:
     """Shapes, dtypes and shardings: what a restore or an ahead-of-time compilation needs."""
     return _nest(
         {

@@ -17,13 +17,16 @@ import numpy as np
 import pytest
 from contract import FORWARD, Gap, gap, logits_of, measure
 from flax import traverse_util
+from jax.sharding import Mesh
 from small_model import FAMILIES, random_params
 
 from persrm_jax.models.config import ComputeConfig
 from persrm_jax.models.decoder import vocab_weight
 from persrm_jax.models.hf import hf_names, to_hf
 from persrm_jax.models.hf_export import export_hf
+from persrm_jax.models.load import load_model
 from persrm_jax.models.params import Params, param_specs
+from persrm_jax.sampling import SamplingConfig, make_generate, sequence_keys
 from persrm_jax.tokenizer import byte_tokenizer
 
 torch = pytest.importorskip("torch")
@@ -167,8 +170,6 @@ def test_contract(pair: tuple[str, Params, Any], table: Table, dtype: str) -> No
 
 def test_greedy_text(pair: tuple[str, Params, Any], table: Table) -> None:
     """The ids that both generate from a prompt, where no two logits are within rounding."""
-    from persrm_jax.sampling import SamplingConfig, make_generate, sequence_keys
-
     name, params, theirs = pair
     prompt = rows()[0][:1, :PROMPT]
     with torch.no_grad():
@@ -182,3 +183,34 @@ def test_greedy_text(pair: tuple[str, Params, Any], table: Table) -> None:
     out = generate(params, prompt, np.ones_like(prompt, bool), keys)
     found = np.asarray(out.tokens)[np.asarray(out.mask)].tolist()
     assert found == want[0, PROMPT:].tolist()
+
+
+def test_an_exported_smollm2_writes_the_same_text(tmp_path: Path, mesh: Mesh) -> None:
+    """Our copy of it -> our model folder -> Hugging Face -> transformers, against our sampler."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from experiments.convert import main
+
+    main(["--from", "smollm2", "--to", str(tmp_path / "ours")])
+    main(["--from", str(tmp_path / "ours"), "--to", str(tmp_path / "hf")])
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    model = load_model(tmp_path / "ours", mesh, "float32")
+    chat = [{"role": "user", "content": "List three ways to shorten an essay."}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    assert ids == model.tokenizer.encode_chat(chat)
+    with torch.no_grad():
+        out = theirs.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False)
+    generate = make_generate(
+        model.config,
+        SamplingConfig(24, temperature=0.0),
+        end_ids=model.tokenizer.end_ids,
+        pad_id=model.tokenizer.pad_id,
+    )
+    prompt = np.array([ids], np.int32)
+    ours = generate(
+        model.params, prompt, np.ones_like(prompt, bool), sequence_keys(jax.random.key(0), 1)
+    )
+    text = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+    assert len(text) > 40
+    assert model.tokenizer.decode(np.asarray(ours.tokens)[0]) == text

@@ -1,0 +1,120 @@
+"""The largest models, sharded over 64 chips that nobody here has, lowered without allocating."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from small_model import small_model
+
+from persrm_jax.models.config import ComputeConfig, ModelConfig
+from persrm_jax.models.params import abstract_params
+from persrm_jax.sampling import SamplingConfig, make_generate
+from persrm_jax.training.sft import make_sft_loss
+from persrm_jax.types import Batch
+
+QWEN2_5_72B = ModelConfig(
+    vocab_size=152064,
+    num_layers=80,
+    width=8192,
+    mlp_width=29568,
+    num_heads=64,
+    num_kv_heads=8,
+    head_width=128,
+    max_positions=32768,
+    qkv_bias=True,
+    tie_embeddings=False,
+)
+QWEN3_32B = ModelConfig(
+    vocab_size=151936,
+    num_layers=64,
+    width=5120,
+    mlp_width=25600,
+    num_heads=64,
+    num_kv_heads=8,
+    head_width=128,
+    max_positions=40960,
+    qk_norm=True,
+    tie_embeddings=False,
+)
+MODELS = {"72b": (QWEN2_5_72B, 72.7e9), "32b": (QWEN3_32B, 32.8e9)}
+CHIPS = {
+    "v5p": ("tpu", ("TPU v5p", 1, "tpu"), "splash"),
+    # cuDNN's kernel cannot be traced without a GPU.
+    "h100": ("cuda", ("NVIDIA H100 80GB HBM3", 132, "gpu"), "xla"),
+}
+B, T = 64, 4096
+
+
+@pytest.fixture(params=CHIPS)
+def chip(request: Any) -> str:
+    return request.param
+
+
+@pytest.fixture
+def mesh(chip: str) -> AbstractMesh:
+    device = AbstractDevice(*CHIPS[chip][1])
+    kinds = (AxisType.Auto, AxisType.Auto)
+    return AbstractMesh((8, 8), ("data", "model"), axis_types=kinds, abstract_device=device)
+
+
+def rows(mesh: AbstractMesh, dtype: str, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(
+        shape or (B, T), dtype, sharding=NamedSharding(mesh, PartitionSpec("data"))
+    )
+
+
+def lower(function: Any, chip: str, mesh: AbstractMesh, *args: object) -> str:
+    with jax.sharding.use_abstract_mesh(mesh):
+        return function.trace(*args).lower(lowering_platforms=(CHIPS[chip][0],)).as_text()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_training_step(name: str, chip: str, mesh: AbstractMesh) -> None:
+    cfg, num_params = MODELS[name]
+    assert abs(cfg.num_params - num_params) < 0.01 * num_params
+    compute = ComputeConfig(dtype="bfloat16", remat=True, attention=CHIPS[chip][2])
+    params = abstract_params(cfg, mesh, "bfloat16")
+    for leaf in jax.tree.leaves(params):
+        if leaf.size > 10**8:  # every large array lies in 64 parts
+            assert leaf.size == 64 * np.prod(leaf.sharding.shard_shape(leaf.shape))
+    batch = Batch(*(rows(mesh, dtype) for dtype in ("int32", "int32", "int32", "bool")))
+    step = jax.jit(jax.grad(make_sft_loss(cfg, compute), has_aux=True))
+
+    text = lower(step, chip, mesh, params, batch)
+
+    assert "sharding" in text and f"{cfg.num_layers}x{cfg.width}" in text
+    # Forward, its recomputation, and two kernels of the backward pass, once for all layers.
+    assert text.count("@tpu_custom_call") == (4 if chip == "v5p" else 0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_generation(name: str, chip: str, mesh: AbstractMesh) -> None:
+    cfg, _ = MODELS[name]
+    compute = ComputeConfig(dtype="bfloat16", attention=CHIPS[chip][2])
+    generate = make_generate(
+        cfg, SamplingConfig(64), end_ids=(1,), pad_id=0, num_samples=8, compute=compute
+    )
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 8 * B))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding)
+    prompts = rows(mesh, "int32", B, 1024), rows(mesh, "bool", B, 1024)
+
+    text = lower(generate, chip, mesh, abstract_params(cfg, mesh, "bfloat16"), *prompts, keys)
+
+    # The cache of one layer: 512 rows, 8 key-value heads, 1,024 + 64 positions.
+    assert f"512x8x1088x{cfg.head_width}xbf16" in text
+
+
+def test_a_step_is_compiled_once_for_all_layers() -> None:
+    """The program of 40 layers is as long as that of 4."""
+    sizes = []
+    for num_layers in (4, 40):
+        cfg = small_model(num_layers=num_layers)
+        params = abstract_params(cfg, AbstractMesh((1, 1), ("data", "model")))
+        params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), params)
+        batch = Batch(*(jax.ShapeDtypeStruct((2, 16), d) for d in ("i4", "i4", "i4", "bool")))
+        step = jax.jit(jax.grad(make_sft_loss(cfg, ComputeConfig()), has_aux=True))
+        sizes.append(len(step.lower(params, batch).as_text().splitlines()))
+    assert sizes[0] == sizes[1]
