@@ -54,7 +54,7 @@ def write_checkpoint(folder: Path, cfg: ModelConfig, per_file: int = 100) -> Non
         for name in hf_names(path, spec)
     ]
     groups = [tensors[i : i + per_file] for i in range(0, len(tensors), per_file)]
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, group in enumerate(groups):
         file = f"model-{i + 1:05}-of-{len(groups):05}.safetensors"
         arrays = {

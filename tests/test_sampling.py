@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -244,6 +245,36 @@ def test_decoding_ends_when_all_rows_have(
     jax.effects_barrier()
     assert 1 < longest < 40
     assert len(steps) == longest
+
+
+def test_it_is_compiled_once_for_a_shape_and_never_for_a_token(
+    params: Params, prompts: tuple[np.ndarray, np.ndarray]
+) -> None:
+    generate: Any = make_generate(CFG, SamplingConfig(T), end_ids=END_IDS, pad_id=PAD)
+    tokens, mask = prompts
+    for seed in range(3):
+        generate(
+            params, (tokens + seed) % CFG.vocab_size, mask, sequence_keys(jax.random.key(seed), B)
+        )
+    assert generate._cache_size() == 1
+    generate(params, tokens[:4], mask[:4], sequence_keys(jax.random.key(0), 4))
+    assert generate._cache_size() == 2
+
+
+def test_the_cache_is_updated_in_place() -> None:
+    """The whole program's temporaries hold it once, and little else."""
+    num_prompts, group, length, num_new = 4, 8, 256, 1024
+    generate: Any = make_generate(
+        CFG, SamplingConfig(num_new), end_ids=END_IDS, pad_id=PAD, num_samples=group
+    )
+    rows = num_prompts * group
+    prompts = [jax.ShapeDtypeStruct((num_prompts, length), dtype) for dtype in ("int32", "bool")]
+    keys = jax.eval_shape(lambda: sequence_keys(jax.random.key(0), rows))
+    params = jax.eval_shape(lambda: random_params(CFG))
+    stats = generate.lower(params, *prompts, keys).compile().memory_analysis()
+    a_slot = 2 * CFG.num_layers * CFG.num_kv_heads * CFG.head_width * 4
+    cache = rows * (length + num_new) * a_slot
+    assert cache < stats.temp_size_in_bytes < 1.5 * cache
 
 
 @pytest.mark.parametrize(
