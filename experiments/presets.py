@@ -96,7 +96,7 @@ _PAPER = RunConfig(
         num_train=12800, negatives=("other_author_same_topic", "other_author"), num_exemplars=4
     ),
     prompt=PromptConfig(max_tokens=4096),
-    compute=ComputeConfig(dtype="bfloat16", remat=True),
+    compute=ComputeConfig(dtype="bfloat16", remat="full"),
     sft=SftConfig(steps=100, batch_size=128, optimizer=OptimizerConfig(learning_rate=5e-6)),
     rft=RftConfig(
         steps=100,
@@ -124,7 +124,7 @@ SMOLLM2 = replace(
     corpus=CorpusConfig(max_words=128),
     pairs=PairConfig(num_exemplars=1, num_train=2000),
     prompt=PromptConfig(max_tokens=1536),
-    compute=ComputeConfig(remat=True),
+    compute=ComputeConfig(remat="full"),
     sft=SftConfig(
         steps=100, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-4), save_every=25
     ),

@@ -103,6 +103,15 @@ class Batch(NamedTuple):
     """True where the token is one that the model must predict."""
 
 
+class Totals(NamedTuple):
+    """What a step's means divide by, counted over its whole batch. A loss over a part of the batch
+    divides by them too, so that the parts' losses and gradients add up to the whole's."""
+
+    sequences: Int[Any, ""]
+    tokens: Int[Any, ""]
+    """Those that carry loss."""
+
+
 class Rollout(NamedTuple):
     """G completions for each of P prompts, B = P * G rows, prompts padded on the left."""
 

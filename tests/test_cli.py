@@ -148,6 +148,8 @@ def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) ->
 def test_exit_codes_of_a_process() -> None:
     program = """
 import os, signal
+# A shell's background jobs, this test's process perhaps, are born deaf to it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from persrm_jax import cli
 def main(args):
     if args == ["bad"]:

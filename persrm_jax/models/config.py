@@ -21,6 +21,7 @@ class RopeScaling:
     """Multiplies cosine and sine, so its square the attention logits."""
 
 
+Remat = Literal["none", "full", "dots", "dots_no_batch"]
 Attention = Literal["auto", "xla", "chunked", "cudnn", "splash"]
 
 
@@ -32,8 +33,9 @@ class ComputeConfig:
     """Activations and matrix products; logits, softmax and losses are float32."""
     param_dtype: str = "float32"
     """Master weights and optimizer state."""
-    remat: bool = False
-    """Recompute layers in the backward pass: less memory, a third more work."""
+    remat: Remat = "none"
+    """What the backward pass recomputes: nothing, whole layers (`full`: least memory, a third more
+    work), or all but matrix products (`dots`), of them all but attention's (`dots_no_batch`)."""
     attention: Attention = "auto"
     """Who computes attention over whole sequences; `auto` chooses by platform and length."""
 

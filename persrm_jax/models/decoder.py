@@ -13,12 +13,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from persrm_jax.models.attention import attention
 from persrm_jax.models.cache import KVCache, cached_attention, init_cache, update_layer
-from persrm_jax.models.config import ComputeConfig, ModelConfig
+from persrm_jax.models.config import ComputeConfig, ModelConfig, Remat
 from persrm_jax.models.params import Params
 from persrm_jax.models.rope import Rotation, apply_rope, rotation, rotation_of_layer
 from persrm_jax.sharding import constrain
 
 F32 = ComputeConfig()
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What is kept of a layer, by the name of what is recomputed."""
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
@@ -76,9 +82,9 @@ def _scan_layers(
     positions: jax.Array,
     attend: Attend,
     *,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> tuple[jax.Array, Any]:
-    """All layers in one compiled body. With `remat`, each is recomputed in the backward pass."""
+    """All layers in one compiled body."""
     rope = rotation(cfg, positions)
 
     def step(h: jax.Array, xs: tuple[Params, Any]) -> tuple[jax.Array, Any]:
@@ -87,7 +93,8 @@ def _scan_layers(
         return block(cfg, layer, h, here, attend)
 
     has_rope = None if cfg.rope_layers is None else jnp.array(cfg.rope_layers)
-    step = jax.checkpoint(step) if remat else step
+    if remat != "none":
+        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat])
     return jax.lax.scan(step, h, (params["layers"], has_rope))
 
 

@@ -38,6 +38,8 @@ def token_logprobs(
     )
 
 
-def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of `x` where `mask`; 0 where the mask is empty."""
-    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+def masked_mean(x: jax.Array, mask: jax.Array, num_tokens: jax.Array | None = None) -> jax.Array:
+    """Sum of `x` where `mask`, over `num_tokens`: the mask's own, unless it is part of a larger
+    batch. 0 where there are none."""
+    count = jnp.sum(mask) if num_tokens is None else num_tokens
+    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(count, 1)

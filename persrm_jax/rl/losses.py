@@ -5,9 +5,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from persrm_jax.models.logprobs import masked_mean
+from persrm_jax.types import Totals
 
 KlEstimator = Literal["k1", "k2", "k3"]
 Metrics = dict[str, jax.Array]
@@ -65,10 +66,13 @@ def kl_estimate(
             return jnp.exp(d) - d - 1
 
 
-def sequence_mean(x: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, ""]:
-    """Mean over each row's tokens, then over the rows; an empty row counts as 0."""
+def sequence_mean(
+    x: Float[Array, "B T"], mask: Bool[Array, "B T"], num_rows: Int[Array, ""] | None = None
+) -> Float[Array, ""]:
+    """Mean over each row's tokens, then over the rows (`num_rows` where these are but a part); an
+    empty row counts as 0."""
     per_row = jnp.sum(jnp.where(mask, x, 0.0), axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1)
-    return jnp.mean(per_row)
+    return jnp.sum(per_row) / (x.shape[0] if num_rows is None else num_rows)
 
 
 def grpo_loss(
@@ -78,29 +82,35 @@ def grpo_loss(
     advantages: Float[Array, " B"],
     mask: Bool[Array, "B T"],
     cfg: LossConfig,
+    totals: Totals | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """sequence_mean(surrogate + kl_coef * KL), and its metrics."""
+    """sequence_mean(surrogate + kl_coef * KL), and its metrics.
+
+    Args:
+        totals: counts of the whole batch, where these rows are but a part of it.
+    """
+    rows, tokens = totals or (None, None)
     # Before any exp: where masked, an infinity times a zero cotangent would be NaN.
     logprobs = jnp.where(mask, logprobs, 0.0)
     old_logprobs = jnp.where(mask, old_logprobs, 0.0)
     surrogate = clipped_surrogate(
         logprobs, old_logprobs, advantages, clip_low=cfg.clip_low, clip_high=cfg.clip_high
     )
-    policy_loss = sequence_mean(surrogate, mask)
+    policy_loss = sequence_mean(surrogate, mask, rows)
     ratio = jnp.exp(jax.lax.stop_gradient(logprobs) - old_logprobs)
     gain = advantages[:, None] > 0
     metrics = {
         "loss/policy": policy_loss,
         # The sum of |terms|: what a difference between two runs' losses is measured against.
-        "loss/scale": sequence_mean(jnp.abs(surrogate), mask),
-        "ratio/clip_fraction_low": masked_mean((ratio < 1 - cfg.clip_low) & ~gain, mask),
-        "ratio/clip_fraction_high": masked_mean((ratio > 1 + cfg.clip_high) & gain, mask),
+        "loss/scale": sequence_mean(jnp.abs(surrogate), mask, rows),
+        "ratio/clip_fraction_low": masked_mean((ratio < 1 - cfg.clip_low) & ~gain, mask, tokens),
+        "ratio/clip_fraction_high": masked_mean((ratio > 1 + cfg.clip_high) & gain, mask, tokens),
         "ratio/max": jnp.max(jnp.where(mask, ratio, 0.0)),
     }
     loss = policy_loss
     if ref_logprobs is not None:
         kl = kl_estimate(logprobs, jnp.where(mask, ref_logprobs, 0.0), cfg.kl_estimator)
-        metrics["kl/mean"] = masked_mean(kl, mask)
-        loss = loss + cfg.kl_coef * sequence_mean(kl, mask)
+        metrics["kl/mean"] = masked_mean(kl, mask, tokens)
+        loss = loss + cfg.kl_coef * sequence_mean(kl, mask, rows)
     metrics["loss/total"] = loss
     return loss, metrics

@@ -29,7 +29,7 @@ from persrm_jax.tokenizer import Tokenizer
 from persrm_jax.training.loop import StepFn, StepLog
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from persrm_jax.training.step import LossFn, Metrics, TrainState, make_train_step
-from persrm_jax.types import Batch, Pair, Rollout
+from persrm_jax.types import Batch, Pair, Rollout, Totals
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class RftConfig:
     """Pairs a step (P)."""
     group_size: int = 8
     """Completions of each (G)."""
+    accumulate: int = 1
+    """Parts in which an update takes its completions; more parts take less memory."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
@@ -93,22 +95,31 @@ def make_rft_loss(
 ) -> LossFn:
     """GRPO's loss of an `RftBatch` whose completions begin at position `start`."""
 
-    def rft_loss(params: Params, batch: RftBatch) -> tuple[jax.Array, Metrics]:
+    def rft_loss(
+        params: Params, batch: RftBatch, totals: Totals | None = None
+    ) -> tuple[jax.Array, Metrics]:
+        totals = totals or count_rollout(batch)
         logprobs, entropy = token_logprobs(
             params, cfg, batch.rows, compute, start=start, temperature=temperature
         )
         mask = batch.rows.loss_mask[:, start:]
         old = jax.lax.stop_gradient(logprobs)
         loss, metrics = grpo_loss(
-            logprobs, old, batch.ref_logprobs, batch.advantages, mask, loss_cfg
+            logprobs, old, batch.ref_logprobs, batch.advantages, mask, loss_cfg, totals
         )
         gap = jnp.where(mask, jnp.abs(old - batch.sampler_logprobs), 0.0)
-        metrics["sampler/logprob_gap_mean"] = masked_mean(gap, mask)
+        metrics["sampler/logprob_gap_mean"] = masked_mean(gap, mask, totals.tokens)
         metrics["sampler/logprob_gap_max"] = jnp.max(gap)
-        metrics["entropy/mean"] = masked_mean(entropy, mask)
+        metrics["entropy/mean"] = masked_mean(entropy, mask, totals.tokens)
         return loss, metrics
 
     return rft_loss
+
+
+def count_rollout(batch: RftBatch) -> Totals:
+    """Completions and their tokens."""
+    mask = batch.rows.loss_mask
+    return Totals(jnp.asarray(mask.shape[0]), jnp.sum(mask))
 
 
 def make_rft_step(
@@ -137,7 +148,10 @@ def make_rft_step(
     optimizer = make_optimizer(cfg.optimizer, cfg.steps)
     schedule = make_schedule(cfg.optimizer, cfg.steps)
     train_step = make_train_step(
-        make_rft_loss(model, compute, loss_cfg, temperature=temperature, start=start), optimizer
+        make_rft_loss(model, compute, loss_cfg, temperature=temperature, start=start),
+        optimizer,
+        count=count_rollout,
+        accumulate=cfg.accumulate,
     )
     generate = make_generate(
         model,

@@ -16,7 +16,7 @@ from persrm_jax.sharding import batch_sharding
 from persrm_jax.training.loop import StepFn, StepLog
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from persrm_jax.training.step import LossFn, Metrics, TrainState, make_train_step
-from persrm_jax.types import Batch
+from persrm_jax.types import Batch, Totals
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class SftConfig:
     """Optimizer steps; 0 skips the stage."""
     batch_size: int = 32
     """Traces a step."""
+    accumulate: int = 1
+    """Parts in which a step takes its traces; more parts take less memory."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     save_every: int = 100
     """Steps between checkpoints."""
@@ -40,17 +42,25 @@ class SftConfig:
 def make_sft_loss(cfg: ModelConfig, compute: ComputeConfig) -> LossFn:
     """Mean negative log-likelihood of the batch's response tokens, in nats."""
 
-    def sft_loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+    def sft_loss(
+        params: Params, batch: Batch, totals: Totals | None = None
+    ) -> tuple[jax.Array, Metrics]:
+        totals = totals or count_batch(batch)
         logprobs, entropy = token_logprobs(params, cfg, batch, compute)
         mask = batch.loss_mask[:, 1:]
-        loss = -masked_mean(logprobs, mask)
+        loss = -masked_mean(logprobs, mask, totals.tokens)
         return loss, {
             "loss/total": loss,
-            "entropy/mean": masked_mean(entropy, mask),
-            "length/response": jnp.sum(mask) / mask.shape[0],
+            "entropy/mean": masked_mean(entropy, mask, totals.tokens),
+            "length/response": jnp.sum(mask) / totals.sequences,
         }
 
     return sft_loss
+
+
+def count_batch(batch: Batch) -> Totals:
+    """Sequences and loss tokens of a batch. Segments of a row are numbered from 1."""
+    return Totals(jnp.sum(jnp.max(batch.segment_ids, axis=1)), jnp.sum(batch.loss_mask[:, 1:]))
 
 
 def make_sft_step(
@@ -67,7 +77,9 @@ def make_sft_step(
     length, so that the step is compiled once."""
     optimizer = make_optimizer(cfg.optimizer, cfg.steps)
     schedule = make_schedule(cfg.optimizer, cfg.steps)
-    train_step = make_train_step(make_sft_loss(model, compute), optimizer)
+    train_step = make_train_step(
+        make_sft_loss(model, compute), optimizer, count=count_batch, accumulate=cfg.accumulate
+    )
     length = bucketed(max(len(prompt) + len(response) for prompt, response in rows))
     sharding = batch_sharding(mesh)
 

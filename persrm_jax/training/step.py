@@ -11,9 +11,13 @@ from jax.sharding import Mesh
 
 from persrm_jax.models.params import Params
 from persrm_jax.sharding import replicated
+from persrm_jax.types import Totals
 
 Metrics = dict[str, jax.Array]
-LossFn = Callable[[Params, Any], tuple[jax.Array, Metrics]]
+LossFn = Callable[..., tuple[jax.Array, Metrics]]
+"""(params, batch, totals) -> (loss, metrics). `totals` are those of the whole batch, None where
+`batch` is whole. Metrics of parts add up, save those whose names end in `max`."""
+Count = Callable[[Any], Totals]
 
 
 @struct.dataclass
@@ -52,14 +56,67 @@ def init_state(
     return jax.jit(make, out_shardings=state_shardings)(params, key)
 
 
-def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> TrainStep:
-    """Returns the jitted (state, batch) -> (state, metrics). The old state's buffers are reused."""
+def make_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    count: Count | None = None,
+    accumulate: int = 1,
+) -> TrainStep:
+    """Returns the jitted (state, batch) -> (state, metrics). The old state's buffers are reused.
+
+    A loss or gradient that is not finite leaves parameters and optimizer as they were; the metric
+    `guard/skipped` is then 1.
+
+    Args:
+        count: a batch's totals; needed where it is taken in parts.
+        accumulate: parts in which the batch is taken, one after the other; their gradients add up.
+    """
+    if accumulate > 1 and count is None:
+        raise ValueError("a batch taken in parts needs `count`")
+
+    def whole(params: Params, batch: Any) -> tuple[Params, Metrics]:
+        return jax.grad(loss_fn, has_aux=True)(params, batch, count(batch) if count else None)
+
+    def in_parts(params: Params, batch: Any) -> tuple[Params, Metrics]:
+        assert count is not None
+        totals = count(batch)
+
+        def add(total: tuple[Params, Metrics], part: Any) -> tuple[tuple[Params, Metrics], None]:
+            grads, metrics = jax.grad(loss_fn, has_aux=True)(params, part, totals)
+            return (jax.tree.map(jnp.add, total[0], grads), _combine(total[1], metrics)), None
+
+        parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(jax.grad(loss_fn, has_aux=True), params, first, totals)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.scan(add, zeros, parts)[0]
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch)
+        grads, metrics = (whole if accumulate == 1 else in_parts)(state.params, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics["loss/grad_norm"] = optax.tree.norm(grads)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss/total"])
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
+        metrics |= {"loss/grad_norm": norm, "guard/skipped": 1.0 - finite}
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _split(x: jax.Array, num_parts: int) -> jax.Array:
+    """[B, ...] -> [parts, B / parts, ...]. Each part takes every so many-th row, so that rows which
+    lie on one device stay there."""
+    return x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _combine(total: Metrics, part: Metrics) -> Metrics:
+    return {
+        tag: jnp.maximum(total[tag], value) if tag.endswith("max") else total[tag] + value
+        for tag, value in part.items()
+    }

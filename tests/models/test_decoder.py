@@ -9,7 +9,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from small_model import random_params, small_model
 
-from persrm_jax.models.config import ComputeConfig, RopeScaling
+from persrm_jax.models.config import ComputeConfig, Remat, RopeScaling
 from persrm_jax.models.decoder import (
     decode_step,
     forward,
@@ -199,7 +199,7 @@ def test_cached_decoding_equals_the_full_forward_pass(
 
 
 def test_remat_keeps_the_gradients(params: Params, tokens: np.ndarray) -> None:
-    def gradients(remat: bool) -> tuple[Params, str]:
+    def gradients(remat: Remat) -> tuple[Params, str]:
         def loss(params: Params) -> jax.Array:
             hidden = forward(
                 params,
@@ -214,7 +214,7 @@ def test_remat_keeps_the_gradients(params: Params, tokens: np.ndarray) -> None:
         traced = jax.jit(jax.grad(loss)).trace(params)
         return traced.lower().compile()(params), str(traced.jaxpr)
 
-    (plain, plain_code), (recomputed, remat_code) = gradients(False), gradients(True)
+    (plain, plain_code), (recomputed, remat_code) = gradients("none"), gradients("full")
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8), *(recomputed, plain)

@@ -75,3 +75,9 @@ def test_large_gradients_are_scaled_down_before_adam_sees_them() -> None:
 def test_a_rate_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="learning-rate 0"):
         OptimizerConfig(learning_rate=0.0)
+
+
+def test_linear_schedule_by_hand() -> None:
+    cfg = OptimizerConfig(learning_rate=2.0, schedule="linear", warmup_steps=1)
+    np.testing.assert_allclose(_rates(cfg, 5), [1.0, 2.0, 1.55, 1.1, 0.65], rtol=1e-6)
+    assert float(make_schedule(cfg, 5)(5)) == pytest.approx(0.2)
