@@ -86,7 +86,14 @@ def judge_of(
 
 
 def dev_watch(
-    cfg: RunConfig, run: RunFolder, model: Model, mesh: Mesh, *, every: int, stop_at: float = 2.0
+    cfg: RunConfig,
+    run: RunFolder,
+    model: Model,
+    mesh: Mesh,
+    *,
+    every: int,
+    stop_at: float = 2.0,
+    patience: int = 0,
 ) -> Watch:
     """Greedy accuracy on the run's dev authors, both orders, every so many steps."""
     pairs = load_pairs(run.path, "dev")[: cfg.eval.max_dev_pairs]
@@ -96,4 +103,4 @@ def dev_watch(
         credits = [judgement_credit(p) for p in judge(params, pairs, "dev", "dev")]
         return sum(credits) / len(credits)
 
-    return Watch(every if pairs else 0, evaluate, stop_at)
+    return Watch(every if pairs else 0, evaluate, stop_at, patience)

@@ -64,7 +64,9 @@ def run_rft(cfg: RunConfig, run: RunFolder, start: Model, mesh: Mesh) -> None:
                 checkpoints=checkpoints,
                 writer=lambda first: MetricsWriter(folder, first),
                 show="reward/mean",
-                watch=dev_watch(cfg, run, start, mesh, every=cfg.rft.eval_every),
+                watch=dev_watch(
+                    cfg, run, start, mesh, every=cfg.rft.eval_every, patience=cfg.rft.patience
+                ),
             )
         finally:
             checkpoints.close()

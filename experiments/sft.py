@@ -66,7 +66,13 @@ def run_sft(
                 writer=lambda first: MetricsWriter(folder, first),
                 show="loss/total",
                 watch=dev_watch(
-                    cfg, run, start, mesh, every=sft.eval_every, stop_at=sft.stop_accuracy
+                    cfg,
+                    run,
+                    start,
+                    mesh,
+                    every=sft.eval_every,
+                    stop_at=sft.stop_accuracy,
+                    patience=sft.patience,
                 ),
             )
         finally:

@@ -9,10 +9,11 @@ from orbax.checkpoint import checkpoint_managers
 
 State = TypeVar("State")
 KEEP_LATEST = 2
+ACCURACY, NOT_MEASURED = "dev_accuracy", -1.0
 
 
 class Checkpoints:
-    """The latest states of one stage, in `folder`, one subfolder a step.
+    """The two latest states of one stage and its best, in `folder`, one subfolder a step.
 
     A write that was cut off is ignored on the next start. Writes go on in the background; `close`
     waits for them.
@@ -23,20 +24,57 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.LatestN(KEEP_LATEST),
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                    [
+                        checkpoint_managers.LatestN(KEEP_LATEST),
+                        checkpoint_managers.BestN(get_metric_fn=_accuracy, n=1),
+                    ]
+                ),
+                best_fn=_accuracy,  # or metrics would not be stored
                 cleanup_tmp_directories=True,
                 create=True,
             ),
         )
 
+        # Orbax knows a checkpoint's metrics only once its write has ended.
+        self._accuracies = {
+            step: _accuracy(metrics)
+            for step in self._manager.all_steps()
+            if (metrics := self._manager.metrics(step))
+        }
+
     def latest_step(self) -> int | None:
         """The last step saved, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any) -> None:
-        """Saves `state` as `step`, unless that step is there already."""
-        if step != self._manager.latest_step():
-            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
+    def best_step(self) -> tuple[int, float] | None:
+        """The step with the highest accuracy, the first of equals, and that accuracy."""
+        scored = [(value, -step) for step, value in self._accuracies.items() if value >= 0]
+        return (-max(scored)[1], max(scored)[0]) if scored else None
+
+    def save(self, step: int, state: Any, accuracy: float = NOT_MEASURED) -> None:
+        """Saves `state` as `step`, unless that step is there already.
+
+        Raises:
+            ValueError: the disk takes no more; it names the last checkpoint that is whole.
+        """
+        if step == self._manager.latest_step():
+            return
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
+                metrics={ACCURACY: accuracy},
+            )
+            self._accuracies[step] = accuracy
+        except OSError as error:
+            raise self._bad_disk(error) from None
+
+    def _bad_disk(self, error: Exception) -> ValueError:
+        whole = [s for s in sorted(self.folder.glob("[0-9]*")) if s.name.isdigit()]
+        last = max((int(s.name) for s in whole), default=None)
+        kept = "no checkpoint is whole" if last is None else f"step {last} is whole"
+        return ValueError(f"{self.folder}: a checkpoint cannot be written ({error}); {kept}")
 
     def restore(self, step: int, like: State) -> State:
         """Loads `step` into the shapes, dtypes and shardings of `like`, which may be abstract."""
@@ -45,9 +83,21 @@ class Checkpoints:
         return self._manager.restore(step, args=args)["state"]
 
     def close(self) -> None:
-        """Waits for the last write."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the last write.
+
+        Raises:
+            ValueError: it failed; as `save`.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._bad_disk(error) from None
+        finally:
+            self._manager.close()
+
+
+def _accuracy(metrics: dict[str, float]) -> float:
+    return metrics[ACCURACY]
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -4,26 +4,18 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from persrm_jax.checkpoint import Checkpoints
+from persrm_jax.checkpoint import NOT_MEASURED, Checkpoints
 from persrm_jax.metrics import MetricsWriter
 from persrm_jax.models.params import Params
+from persrm_jax.training.guard import Guard, StepLog
 from persrm_jax.training.step import TrainState
-
-
-@dataclass(frozen=True)
-class StepLog:
-    """What one step leaves behind: scalars, and texts by tag."""
-
-    scalars: Mapping[str, float]
-    texts: Mapping[str, str] = field(default_factory=dict)
-
 
 StepFn = Callable[[TrainState, int], tuple[TrainState, StepLog]]
 
@@ -38,10 +30,27 @@ class Watch:
     """Accuracy on dev authors."""
     stop_at: float = math.inf
     """Training ends once the accuracy reaches this."""
+    patience: int = 0
+    """Training ends after so many evaluations without a new best, and takes the best; 0: never."""
 
     def due(self, done: int) -> bool:
         """Whether `done` steps are a time to look."""
         return self.every > 0 and done > 0 and done % self.every == 0
+
+    def is_best(self, checkpoints: Checkpoints, accuracy: float) -> bool:
+        """Whether no saved state did as well."""
+        found = checkpoints.best_step()
+        return found is None or accuracy > found[1]
+
+    def is_tired(self, checkpoints: Checkpoints, done: int) -> bool:
+        """Whether `patience` evaluations have passed since the best. What is on disk tells, so that
+        a resumed run ends where an uninterrupted one does."""
+        found = checkpoints.best_step()
+        return (
+            self.patience > 0
+            and found is not None
+            and done // self.every - found[0] // self.every >= self.patience
+        )
 
 
 def train(
@@ -61,6 +70,10 @@ def train(
     Ctrl-C and SIGTERM end the current step, save, and raise KeyboardInterrupt; a second one ends at
     once.
 
+    Raises:
+        ValueError: `MAX_SKIPPED` updates in a row were not finite; the last one's batch is then
+            beside the checkpoints, as `bad_batch.npz`. Or the disk takes no more.
+
     Args:
         writer: makes the metrics writer for the first step that will be run.
         show: the tag beside the progress bar.
@@ -71,9 +84,12 @@ def train(
         state = checkpoints.restore(first, state)
     first = first or 0
     # A run cut off between its last checkpoint and its end must not train on.
-    reached = watch.due(first) and watch.evaluate(state.params) >= watch.stop_at
+    reached = watch.due(first) and (
+        watch.evaluate(state.params) >= watch.stop_at or watch.is_tired(checkpoints, first)
+    )
     if reached:
         num_steps = first
+    guard = Guard(checkpoints.folder.parent)
     with writer(first) as metrics, _stop_requests() as stop, _progress() as bar:
         task = bar.add_task(name, total=num_steps, completed=first, note="")
         for step in range(first, num_steps):
@@ -86,17 +102,24 @@ def train(
                 scalars["eval/dev_accuracy"] = watch.evaluate(state.params)
                 reached = scalars["eval/dev_accuracy"] >= watch.stop_at
             metrics.scalars(step, scalars)
+            for warning in guard.look(step, log):
+                bar.console.print(f"[yellow]{name}, step {step}:[/] {warning}")
             for tag, text in log.texts.items():
                 metrics.text(step, tag, text)
             bar.update(task, advance=1, note=f"{show} {log.scalars[show]:.3f}")
-            last = reached or done == num_steps
-            if last or done % save_every == 0 or stop.is_set():
+            accuracy = scalars.get("eval/dev_accuracy", NOT_MEASURED)
+            best = watch.due(done) and watch.is_best(checkpoints, accuracy)
+            tired = watch.due(done) and not best and watch.is_tired(checkpoints, done)
+            last = reached or tired or done == num_steps
+            if last or best or done % save_every == 0 or stop.is_set():
                 metrics.flush()
-                checkpoints.save(done, state)
+                checkpoints.save(done, state, accuracy)
             if stop.is_set():
                 raise KeyboardInterrupt
             if last:
                 break
+    if watch.patience and (found := checkpoints.best_step()) is not None:
+        return checkpoints.restore(found[0], state)
     return state
 
 

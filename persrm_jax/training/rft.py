@@ -26,7 +26,8 @@ from persrm_jax.rl.rollout import JudgedRollout, roll_out
 from persrm_jax.sampling import SamplingConfig, make_generate
 from persrm_jax.sharding import batch_sharding
 from persrm_jax.tokenizer import Tokenizer
-from persrm_jax.training.loop import StepFn, StepLog
+from persrm_jax.training.guard import StepLog
+from persrm_jax.training.loop import StepFn
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from persrm_jax.training.step import LossFn, Metrics, TrainState, make_train_step
 from persrm_jax.types import Batch, Pair, Rollout, Totals
@@ -54,6 +55,8 @@ class RftConfig:
     """Steps between checkpoints."""
     eval_every: int = 0
     """Steps between evaluations on dev authors; 0 for none."""
+    patience: int = 0
+    """Evaluations without a new best after which training ends with the best; 0: never."""
     text_every: int = 10
     """Steps between rollouts that TensorBoard shows as text."""
 
@@ -211,7 +214,7 @@ def make_rft_step(
         texts = {}
         if step % cfg.text_every == 0 or step == cfg.steps - 1:
             texts["rollout/sample"] = describe(judged, chosen)
-        return state, StepLog(scalars, texts)
+        return state, StepLog(scalars, texts, batch)
 
     return step_fn
 

@@ -13,7 +13,8 @@ from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.logprobs import masked_mean, token_logprobs
 from persrm_jax.models.params import Params
 from persrm_jax.sharding import batch_sharding
-from persrm_jax.training.loop import StepFn, StepLog
+from persrm_jax.training.guard import StepLog
+from persrm_jax.training.loop import StepFn
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from persrm_jax.training.step import LossFn, Metrics, TrainState, make_train_step
 from persrm_jax.types import Batch, Totals
@@ -34,6 +35,8 @@ class SftConfig:
     """Steps between checkpoints."""
     eval_every: int = 0
     """Steps between evaluations on dev authors; 0 for none."""
+    patience: int = 0
+    """Evaluations without a new best after which training ends with the best; 0: never."""
     stop_accuracy: float = 2.0
     """Greedy dev accuracy at which SFT ends early (above 1: never). RFT learns from groups in which
     some completions are right and some wrong; an SFT model without doubt leaves it none."""
@@ -88,7 +91,8 @@ def make_sft_step(
         chosen = batch_indices(len(rows), cfg.batch_size, step, seed)
         batch = sft_batch([rows[i] for i in chosen], pad_id, length)
         num_tokens = int((batch.segment_ids > 0).sum())
-        state, metrics = train_step(state, jax.device_put(batch, sharding))
+        placed = jax.device_put(batch, sharding)
+        state, metrics = train_step(state, placed)
         scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}
         seconds = time.perf_counter() - start
         return state, StepLog(
@@ -97,7 +101,8 @@ def make_sft_step(
                 "loss/learning_rate": float(schedule(step)),
                 "time/train_s": seconds,
                 "time/tokens_per_s": num_tokens / seconds,
-            }
+            },
+            batch=placed,
         )
 
     return step_fn

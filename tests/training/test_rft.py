@@ -17,7 +17,7 @@ from persrm_jax.rl.losses import LossConfig
 from persrm_jax.rl.rewards import RewardConfig
 from persrm_jax.sampling import SamplingConfig
 from persrm_jax.tokenizer import byte_tokenizer
-from persrm_jax.training.loop import StepLog
+from persrm_jax.training.guard import StepLog
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from persrm_jax.training.rft import (
     RftBatch,

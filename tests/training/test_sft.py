@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import os
@@ -17,7 +18,8 @@ from persrm_jax.metrics import MetricsWriter
 from persrm_jax.models.config import ComputeConfig
 from persrm_jax.models.decoder import vocab_weight
 from persrm_jax.models.params import Params, init_params
-from persrm_jax.training.loop import StepLog, Watch, train
+from persrm_jax.training.guard import StepLog
+from persrm_jax.training.loop import Watch, train
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from persrm_jax.training.sft import SftConfig, make_sft_loss, make_sft_step
 from persrm_jax.training.step import TrainState, init_state
@@ -212,3 +214,48 @@ def test_training_ends_once_the_watched_accuracy_is_reached(tmp_path: Path, mesh
     again = _train(tmp_path, mesh, _interrupting(step_fn, -1, signal.SIGINT, seen), watch)
     assert seen == [0, 1, 2, 3], "a run that was cut off before its end trains no further"
     _assert_same(again, state)
+
+
+def test_patience_ends_with_the_best_and_a_resumed_run_too(tmp_path: Path, mesh: Mesh) -> None:
+    accuracies = {1: 0.3, 2: 0.6, 3: 0.5, 4: 0.6, 5: 0.9}
+    step_fn, seen = _step(mesh), []
+    watch = Watch(every=1, evaluate=lambda params: accuracies[len(seen)], patience=2)
+    state = _train(tmp_path, mesh, _interrupting(step_fn, -1, signal.SIGINT, seen), watch)
+    assert seen == [0, 1, 2, 3], "the two after the best are no better"
+    assert int(state.step) == 2
+    again = _train(tmp_path, mesh, _interrupting(step_fn, -1, signal.SIGINT, seen), watch)
+    assert seen == [0, 1, 2, 3]
+    _assert_same(again, state)
+
+
+def test_updates_that_are_not_finite_end_the_run_and_leave_its_checkpoints(
+    tmp_path: Path, mesh: Mesh
+) -> None:
+    real = _step(mesh)
+
+    def breaking(state: TrainState, step: int) -> tuple[TrainState, StepLog]:
+        if step < 4:
+            return real(state, step)
+        _, log = real(jax.tree.map(jnp.copy, state), step)
+        return state, dataclasses.replace(log, scalars={**log.scalars, "guard/skipped": 1.0})
+
+    with pytest.raises(ValueError, match="3 updates in a row") as error:
+        checkpoints = Checkpoints(tmp_path / "checkpoints")
+        try:
+            train(
+                "sft",
+                _state(mesh),
+                breaking,
+                num_steps=20,
+                save_every=4,
+                checkpoints=checkpoints,
+                writer=lambda first: MetricsWriter(tmp_path, first),
+                show="loss/total",
+                watch=NO_WATCH,
+            )
+        finally:
+            checkpoints.close()
+    assert "up to step 6" in str(error.value)
+    with np.load(tmp_path / "bad_batch.npz") as kept:
+        assert kept["tokens"].shape[0] == CFG.batch_size
+    assert Checkpoints(tmp_path / "checkpoints").latest_step() == 4
