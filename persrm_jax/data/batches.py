@@ -1,6 +1,7 @@
 """Records -> padded, masked token batches. A batch is a function of (seed, step), so that a run
 resumes at any step without replaying the stream."""
 
+import bisect
 from collections.abc import Sequence
 
 import numpy as np
@@ -72,21 +73,80 @@ def encode_traces(
     ]
 
 
-def sft_batch(
-    rows: Sequence[tuple[list[int], list[int]]], pad_id: int, length: int | None = None
-) -> Batch:
+Row = tuple[list[int], list[int]]
+"""Ids of a prompt and of its response."""
+
+
+def sft_batch(rows: Sequence[Row], pad_id: int, length: int | None = None) -> Batch:
     """Rows of prompt and response, padded on the right; only responses carry loss."""
-    T = length or bucketed(max(len(prompt) + len(response) for prompt, response in rows))
-    tokens = np.full((len(rows), T), pad_id, np.int32)
-    segment_ids = np.zeros((len(rows), T), np.int32)
-    loss_mask = np.zeros((len(rows), T), bool)
-    for i, (prompt, response) in enumerate(rows):
-        end = len(prompt) + len(response)
-        tokens[i, :end] = [*prompt, *response]
-        segment_ids[i, :end] = 1
-        loss_mask[i, len(prompt) : end] = True
-    positions = np.tile(np.arange(T, dtype=np.int32), (len(rows), 1))
+    return packed_batch([[row] for row in rows], pad_id, length)
+
+
+def packed_batch(bins: Sequence[Sequence[Row]], pad_id: int, length: int | None = None) -> Batch:
+    """Each bin's rows side by side in one: segments 1, 2, ... that do not see each other, each with
+    positions from 0. What is left over is segment 0."""
+    T = length or bucketed(max(sum(len(p) + len(r) for p, r in rows) for rows in bins))
+    tokens = np.full((len(bins), T), pad_id, np.int32)
+    positions = np.tile(np.arange(T, dtype=np.int32), (len(bins), 1))
+    segment_ids = np.zeros((len(bins), T), np.int32)
+    loss_mask = np.zeros((len(bins), T), bool)
+    for i, rows in enumerate(bins):
+        start = 0
+        for segment, (prompt, response) in enumerate(rows, 1):
+            end = start + len(prompt) + len(response)
+            tokens[i, start:end] = [*prompt, *response]
+            positions[i, start:end] = np.arange(end - start)
+            segment_ids[i, start:end] = segment
+            loss_mask[i, start + len(prompt) : end] = True
+            start = end
     return Batch(tokens, positions, segment_ids, loss_mask)
+
+
+class Packer:
+    """Puts records of given lengths into bins of `capacity`, an epoch at a time.
+
+    A batch is a function of (seed, step), as in `batch_indices`: epochs in fresh seeded orders,
+    each packed by best fit, laid end to end.
+
+    Raises:
+        ValueError: a record that no bin holds.
+    """
+
+    def __init__(self, lengths: Sequence[int], capacity: int, seed: int) -> None:
+        if max(lengths) > capacity:
+            raise ValueError(
+                f"--sft.pack-length {capacity}: the longest trace takes {max(lengths)} tokens"
+            )
+        self._lengths = list(lengths)
+        self._capacity = capacity
+        self._seed = seed
+        self._bins: list[list[int]] = []
+        self._num_epochs = 0
+
+    def batch(self, step: int, num_bins: int) -> list[list[int]]:
+        """The bins of batch `step`, each a list of record indices."""
+        while len(self._bins) < (step + 1) * num_bins:
+            self._bins += self._pack(self._num_epochs)
+            self._num_epochs += 1
+        return self._bins[step * num_bins : (step + 1) * num_bins]
+
+    def _pack(self, epoch: int) -> list[list[int]]:
+        order = np.random.default_rng([self._seed, 7, epoch]).permutation(len(self._lengths))
+        bins: list[list[int]] = []
+        room: list[tuple[int, int]] = []  # (room left, bin), sorted
+        for record in order.tolist():
+            length = self._lengths[record]
+            place = bisect.bisect_left(room, (length, -1))
+            if place == len(room):
+                left, chosen = self._capacity, len(bins)
+                bins.append([])
+            else:
+                left, chosen = room.pop(place)
+            bins[chosen].append(record)
+            bisect.insort(room, (left - length, chosen))
+        # Filled in order of their opening; the last ones, half empty, must not meet in one batch.
+        mix = np.random.default_rng([self._seed, 8, epoch]).permutation(len(bins))
+        return [bins[i] for i in mix]
 
 
 def left_pad(

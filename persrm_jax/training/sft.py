@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from persrm_jax.data.batches import batch_indices, bucketed, sft_batch
+from persrm_jax.data.batches import Packer, Row, batch_indices, bucketed, packed_batch
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.logprobs import masked_mean, token_logprobs
 from persrm_jax.models.params import Params
@@ -27,7 +27,9 @@ class SftConfig:
     steps: int = 100
     """Optimizer steps; 0 skips the stage."""
     batch_size: int = 32
-    """Traces a step."""
+    """Rows a step: traces, or where they are packed, bins of traces."""
+    pack_length: int = 0
+    """Tokens of a bin that traces are packed into, without sight of each other; 0: no packing."""
     accumulate: int = 1
     """Parts in which a step takes its traces; more parts take less memory."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -67,7 +69,7 @@ def count_batch(batch: Batch) -> Totals:
 
 
 def make_sft_step(
-    rows: Sequence[tuple[list[int], list[int]]],
+    rows: Sequence[Row],
     model: ModelConfig,
     compute: ComputeConfig,
     cfg: SftConfig,
@@ -77,19 +79,28 @@ def make_sft_step(
     mesh: Mesh,
 ) -> StepFn:
     """Returns (state, step) -> (state, log) over encoded traces; rows of all batches share one
-    length, so that the step is compiled once."""
+    length, so that the step is compiled once.
+
+    Raises:
+        ValueError: a trace longer than `cfg.pack_length`.
+    """
     optimizer = make_optimizer(cfg.optimizer, cfg.steps)
     schedule = make_schedule(cfg.optimizer, cfg.steps)
     train_step = make_train_step(
         make_sft_loss(model, compute), optimizer, count=count_batch, accumulate=cfg.accumulate
     )
-    length = bucketed(max(len(prompt) + len(response) for prompt, response in rows))
+    lengths = [len(prompt) + len(response) for prompt, response in rows]
+    length = cfg.pack_length or bucketed(max(lengths))
+    packer = Packer(lengths, length, seed) if cfg.pack_length else None
     sharding = batch_sharding(mesh)
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepLog]:
         start = time.perf_counter()
-        chosen = batch_indices(len(rows), cfg.batch_size, step, seed)
-        batch = sft_batch([rows[i] for i in chosen], pad_id, length)
+        if packer is None:
+            bins = [[i] for i in batch_indices(len(rows), cfg.batch_size, step, seed)]
+        else:
+            bins = packer.batch(step, cfg.batch_size)
+        batch = packed_batch([[rows[i] for i in chosen] for chosen in bins], pad_id, length)
         num_tokens = int((batch.segment_ids > 0).sum())
         placed = jax.device_put(batch, sharding)
         state, metrics = train_step(state, placed)
@@ -101,6 +112,7 @@ def make_sft_step(
                 "loss/learning_rate": float(schedule(step)),
                 "time/train_s": seconds,
                 "time/tokens_per_s": num_tokens / seconds,
+                "length/padding": 1 - num_tokens / batch.tokens.size,
             },
             batch=placed,
         )

@@ -6,12 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persrm_jax.data.batches import (
+    Packer,
     batch_indices,
     bucketed,
     encode_pairs,
     encode_prompt,
     encode_traces,
     left_pad,
+    packed_batch,
     sft_batch,
 )
 from persrm_jax.data.prompts import PromptConfig
@@ -116,3 +118,40 @@ def test_a_prompt_that_is_too_long_is_refused_by_name() -> None:
     )
     with pytest.raises(ValueError, match="pair train-000001: its prompt takes"):
         encode_pairs([PAIR], ["AB"], BYTES, PromptConfig(max_tokens=5))
+
+
+LENGTHS = np.random.default_rng(3).integers(90, 260, 500).tolist()
+
+
+def test_bins_hold_every_record_once_an_epoch_and_are_full() -> None:
+    packer = Packer(LENGTHS, 1024, seed=1)
+    num_bins = len(packer._pack(0))
+    seen = [i for step in range(num_bins) for i in packer.batch(step, 1)[0]]
+    assert sorted(seen) == list(range(500))
+    sizes = [sum(LENGTHS[i] for i in packer.batch(step, 1)[0]) for step in range(num_bins)]
+    assert max(sizes) <= 1024
+    assert sum(sizes) > 0.95 * 1024 * num_bins
+    following = [i for step in range(num_bins, 2 * num_bins) for i in packer.batch(step, 1)[0]]
+    assert following != seen and len(set(following)) == len(following)
+
+
+def test_a_packed_batch_is_a_function_of_seed_and_step() -> None:
+    first, again, other = (Packer(LENGTHS, 1024, seed=s) for s in (1, 1, 2))
+    straight = [first.batch(step, 8) for step in range(30)]
+    assert again.batch(29, 8) == straight[29] and again.batch(3, 8) == straight[3]
+    assert other.batch(0, 8) != straight[0]
+
+
+def test_a_record_longer_than_a_bin_is_refused() -> None:
+    with pytest.raises(ValueError, match="pack-length 200: the longest trace takes"):
+        Packer(LENGTHS, 200, seed=0)
+
+
+def test_a_packed_batch_by_hand() -> None:
+    rows = [([5, 6], [7]), ([8], [9, 10])]
+    batch = packed_batch([rows, rows[:1]], pad_id=0, length=8)
+    assert batch.tokens.tolist() == [[5, 6, 7, 8, 9, 10, 0, 0], [5, 6, 7, 0, 0, 0, 0, 0]]
+    assert batch.segment_ids.tolist() == [[1, 1, 1, 2, 2, 2, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0]]
+    assert batch.positions[0, :6].tolist() == [0, 1, 2, 0, 1, 2]
+    mask = [[0, 0, 1, 0, 1, 1, 0, 0], [0, 0, 1, 0, 0, 0, 0, 0]]
+    assert batch.loss_mask.astype(int).tolist() == mask

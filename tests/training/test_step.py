@@ -12,7 +12,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from small_model import SMALL, random_params
 
-from persrm_jax.data.batches import sft_batch
+from persrm_jax.data.batches import packed_batch, sft_batch
 from persrm_jax.models.config import ComputeConfig
 from persrm_jax.models.params import Params, param_shardings
 from persrm_jax.rl.losses import LossConfig
@@ -150,3 +150,15 @@ def test_moments_in_bfloat16(mesh: Mesh) -> None:
             state, _ = step(state, sft_rows())
         ends.append(jax.tree.map(jnp.subtract, state.params, random_params(SMALL)))
     assert 1e-5 < relative_l2(*ends) < 0.05
+
+
+def test_packed_rows_have_the_loss_and_gradient_of_rows_apart(mesh: Mesh) -> None:
+    apart = sft_rows()
+    packed = packed_batch([ROWS[:4], ROWS[4:7], ROWS[7:]], pad_id=0)
+    packed = jax.tree.map(jnp.asarray, packed)
+    assert packed.tokens.size < apart.tokens.size
+    grad = jax.jit(jax.grad(SFT, has_aux=True))
+    (found, metrics), (want, plain) = (grad(random_params(SMALL), b) for b in (packed, apart))
+    assert relative_l2(found, want) < 1e-6
+    for tag, value in plain.items():
+        assert float(metrics[tag]) == pytest.approx(float(value), rel=1e-6), tag
