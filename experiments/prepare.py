@@ -18,6 +18,7 @@ from persrm_jax.models.load import (
     read_config,
 )
 from persrm_jax.models.params import Params
+from persrm_jax.models.trainable import join
 from persrm_jax.runs import RunFolder
 from persrm_jax.sharding import check_mesh, make_mesh
 from persrm_jax.tokenizer import Tokenizer
@@ -94,13 +95,15 @@ def dev_watch(
     every: int,
     stop_at: float = 2.0,
     patience: int = 0,
+    frozen: Params,
 ) -> Watch:
     """Greedy accuracy on the run's dev authors, both orders, every so many steps."""
     pairs = load_pairs(run.path, "dev")[: cfg.eval.max_dev_pairs]
     judge = judge_of(cfg, model, mesh)
 
     def evaluate(params: Params) -> float:
-        credits = [judgement_credit(p) for p in judge(params, pairs, "dev", "dev")]
+        whole = join(params, frozen, cfg.train)
+        credits = [judgement_credit(p) for p in judge(whole, pairs, "dev", "dev")]
         return sum(credits) / len(credits)
 
     return Watch(every if pairs else 0, evaluate, stop_at, patience)

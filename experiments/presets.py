@@ -11,6 +11,7 @@ from persrm_jax.data.prompts import PromptConfig
 from persrm_jax.data.traces import TeacherConfig
 from persrm_jax.evaluation.judge import EvalConfig
 from persrm_jax.models.config import ComputeConfig
+from persrm_jax.models.trainable import TrainableConfig
 from persrm_jax.rl.losses import LossConfig
 from persrm_jax.rl.rewards import RewardConfig
 from persrm_jax.sampling import SamplingConfig
@@ -44,6 +45,7 @@ class RunConfig:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    train: TrainableConfig = field(default_factory=TrainableConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     rft: RftConfig = field(default_factory=RftConfig)
     loss: LossConfig = field(default_factory=LossConfig)

@@ -27,6 +27,7 @@ from persrm_jax.checkpoint import Checkpoints
 from persrm_jax.data.batches import bucketed, encode_pairs, encode_traces
 from persrm_jax.metrics import MetricsWriter
 from persrm_jax.models.load import Model, load_model, model_folder, save_model
+from persrm_jax.models.trainable import merge, split
 from persrm_jax.runs import RunFolder
 from persrm_jax.training.loop import train
 from persrm_jax.training.optimizer import make_optimizer
@@ -40,6 +41,8 @@ def run_rft(cfg: RunConfig, run: RunFolder, start: Model, mesh: Mesh) -> None:
     """Trains `start`, which is also the KL reference, and saves the model in `RUN/rft/model`."""
     folder = run.path / "rft"
     with run.stage("rft"):
+        key = jax.random.key(cfg.seed)
+        trained, frozen = split(start.params, start.config, cfg.train, key, mesh)
         step_fn = make_rft_step(
             load_pairs(run.path, "train"),
             start.config,
@@ -51,13 +54,15 @@ def run_rft(cfg: RunConfig, run: RunFolder, start: Model, mesh: Mesh) -> None:
             prompt=cfg.prompt,
             seed=cfg.seed,
             mesh=mesh,
+            trainable=replace(cfg.train, lora_dropout=0.0),
+            frozen=frozen,
         )
         optimizer = make_optimizer(cfg.rft.optimizer, cfg.rft.steps)
         checkpoints = Checkpoints(folder / "checkpoints")
         try:
             state = train(
                 "rft",
-                init_state(start.params, optimizer, jax.random.key(cfg.seed), mesh),
+                init_state(trained, optimizer, key, mesh),
                 step_fn,
                 num_steps=cfg.rft.steps,
                 save_every=cfg.rft.save_every,
@@ -65,12 +70,19 @@ def run_rft(cfg: RunConfig, run: RunFolder, start: Model, mesh: Mesh) -> None:
                 writer=lambda first: MetricsWriter(folder, first),
                 show="reward/mean",
                 watch=dev_watch(
-                    cfg, run, start, mesh, every=cfg.rft.eval_every, patience=cfg.rft.patience
+                    cfg,
+                    run,
+                    start,
+                    mesh,
+                    every=cfg.rft.eval_every,
+                    patience=cfg.rft.patience,
+                    frozen=frozen,
                 ),
             )
         finally:
             checkpoints.close()
-        save_model(folder / "model", replace(start, params=state.params))
+        merged = merge(state.params, frozen, cfg.train)
+        save_model(folder / "model", replace(start, params=merged))
 
 
 def matched_steps(cfg: RunConfig, model: Model, traces: Sequence[Trace], prompt_length: int) -> int:

@@ -23,6 +23,7 @@ from persrm_jax.models.load import (
     Model,
     save_model,
 )
+from persrm_jax.models.trainable import merge, split
 from persrm_jax.runs import RunFolder
 from persrm_jax.training.loop import train
 from persrm_jax.training.optimizer import make_optimizer
@@ -43,6 +44,8 @@ def run_sft(
     """Trains `start` on the run's traces and saves the model in `RUN/STAGE/model`."""
     folder = run.path / stage
     with run.stage(stage):
+        key = jax.random.key(seed)
+        trained, frozen = split(start.params, start.config, cfg.train, key, mesh)
         rows = encode_traces(load_traces(run.path), start.tokenizer, cfg.prompt)
         step_fn = make_sft_step(
             rows,
@@ -52,13 +55,15 @@ def run_sft(
             pad_id=start.tokenizer.pad_id,
             seed=seed,
             mesh=mesh,
+            trainable=cfg.train,
+            frozen=frozen,
         )
         optimizer = make_optimizer(sft.optimizer, sft.steps)
         checkpoints = Checkpoints(folder / "checkpoints")
         try:
             state = train(
                 stage,
-                init_state(start.params, optimizer, jax.random.key(seed), mesh),
+                init_state(trained, optimizer, key, mesh),
                 step_fn,
                 num_steps=sft.steps,
                 save_every=sft.save_every,
@@ -73,11 +78,13 @@ def run_sft(
                     every=sft.eval_every,
                     stop_at=sft.stop_accuracy,
                     patience=sft.patience,
+                    frozen=frozen,
                 ),
             )
         finally:
             checkpoints.close()
-        save_model(folder / "model", replace(start, params=state.params))
+        merged = merge(state.params, frozen, cfg.train)
+        save_model(folder / "model", replace(start, params=merged))
 
 
 def main(args: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ PARAM_RULES: dict[str, str | None] = {
     "mlp": "model",
     "vocab": "model",
     "norm": None,
+    "rank": None,
 }
 ACTIVATION_RULES: dict[str, str | None] = {
     "batch": "data",

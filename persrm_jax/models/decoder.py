@@ -36,9 +36,26 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], eps: float) ->
 
 
 def linear(layer: Params, x: jax.Array, equation: str) -> jax.Array:
-    """An einsum with the layer's kernel, plus its bias where it has one."""
+    """An einsum with the layer's kernel, plus its bias and low-rank adapter where it has them."""
     y = jnp.einsum(equation, x, layer["kernel"])
+    if "lora_a" in layer:
+        ins, kernel, outs = equation.replace("->", ",").split(",")
+        summed = "".join(dim for dim in kernel if dim in ins)
+        low = jnp.einsum(f"{ins},{summed}R->BTR", _drop(layer, x), layer["lora_a"])
+        y = y + jnp.einsum(f"BTR,R{kernel.replace(summed, '')}->{outs}", low, layer["lora_b"])
     return y + layer["bias"] if "bias" in layer else y
+
+
+def _drop(layer: Params, x: jax.Array) -> jax.Array:
+    """An adapter's input, some of it dropped where the layer carries a key for that."""
+    if "lora_key" not in layer:
+        return x
+    kept = jax.random.bernoulli(layer["lora_key"], layer["lora_keep"], x.shape)
+    return jnp.where(kept, x / layer["lora_keep"].astype(x.dtype), 0)
+
+
+def _cast(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return w.astype(dtype) if jnp.issubdtype(w.dtype, jnp.floating) else w
 
 
 def block(
@@ -49,7 +66,7 @@ def block(
     attend: Attend,
 ) -> tuple[Float[Array, "B T D"], Any]:
     """One layer: h + attention(norm(h)), then + mlp(norm(.)). Returns what `attend` hands on."""
-    layer = jax.tree.map(lambda w: w.astype(h.dtype), layer)
+    layer = jax.tree.map(lambda w: _cast(w, h.dtype), layer)
     x = rms_norm(h, layer["attn_norm"]["scale"], cfg.norm_eps)
     q, k, v = (linear(layer[name], x, "BTD,DNH->BTNH") for name in ("q", "k", "v"))
     if cfg.qk_norm:

@@ -90,12 +90,13 @@ def init_params(cfg: ModelConfig, key: jax.Array, mesh: Mesh, dtype: str = "floa
 
     def make(key: jax.Array) -> Params:
         keys = jax.random.split(key, len(specs))
-        return _nest({p: _init_leaf(k, s, dtype) for k, (p, s) in zip(keys, specs, strict=True)})
+        return _nest({p: init_leaf(k, s, dtype) for k, (p, s) in zip(keys, specs, strict=True)})
 
     return jax.jit(make, out_shardings=param_shardings(cfg, mesh))(key)
 
 
-def _init_leaf(key: jax.Array, spec: ParamSpec, dtype: str) -> jax.Array:
+def init_leaf(key: jax.Array, spec: ParamSpec, dtype: str) -> jax.Array:
+    """One parameter, as its spec says."""
     match spec.init:
         case "ones":
             return jnp.ones(spec.shape, dtype)

@@ -19,6 +19,7 @@ from persrm_jax.data.prompts import PromptConfig
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.logprobs import masked_mean, token_logprobs
 from persrm_jax.models.params import Params
+from persrm_jax.models.trainable import TrainableConfig, join
 from persrm_jax.rl.advantages import AdvantageConfig, group_relative, varied_groups
 from persrm_jax.rl.losses import LossConfig, grpo_loss
 from persrm_jax.rl.rewards import RewardConfig
@@ -29,7 +30,7 @@ from persrm_jax.tokenizer import Tokenizer
 from persrm_jax.training.guard import StepLog
 from persrm_jax.training.loop import StepFn
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from persrm_jax.training.step import LossFn, Metrics, TrainState, make_train_step
+from persrm_jax.training.step import ALL, LossFn, Metrics, TrainState, make_train_step
 from persrm_jax.types import Batch, Pair, Rollout, Totals
 
 
@@ -137,11 +138,14 @@ def make_rft_step(
     prompt: PromptConfig,
     seed: int,
     mesh: Mesh,
+    trainable: TrainableConfig = ALL,
+    frozen: Params | None = None,
 ) -> StepFn:
     """Returns (state, step) -> (state, log).
 
     Args:
         ref_params: the KL reference; None only where `loss_cfg.kl_coef` is 0.
+        frozen: parameters that the state does not hold, as `trainable` has it.
     """
     if (ref_params is None) != (loss_cfg.kl_coef == 0):
         raise ValueError("a reference goes with a kl_coef above 0, and only with it")
@@ -155,6 +159,7 @@ def make_rft_step(
         optimizer,
         count=count_rollout,
         accumulate=cfg.accumulate,
+        trainable=trainable,
     )
     generate = make_generate(
         model,
@@ -175,7 +180,7 @@ def make_rft_step(
         begin = time.perf_counter()
         chosen = [pairs[i] for i in batch_indices(len(pairs), cfg.prompts, step, seed)]
         judged = roll_out(
-            state.params,
+            join(state.params, frozen or {}, trainable),
             generate,
             chosen,
             cfg.group_size,
@@ -197,7 +202,7 @@ def make_rft_step(
             ref,
             jax.device_put(advantages, sharding),
         )
-        state, metrics = train_step(state, batch)
+        state, metrics = train_step(state, batch, frozen)
         scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}
         end = time.perf_counter()
         num_new = int(judged.rollout.completion_mask.sum())

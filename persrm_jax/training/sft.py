@@ -12,11 +12,12 @@ from persrm_jax.data.batches import Packer, Row, batch_indices, bucketed, packed
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.logprobs import masked_mean, token_logprobs
 from persrm_jax.models.params import Params
+from persrm_jax.models.trainable import TrainableConfig
 from persrm_jax.sharding import batch_sharding
 from persrm_jax.training.guard import StepLog
 from persrm_jax.training.loop import StepFn
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from persrm_jax.training.step import LossFn, Metrics, TrainState, make_train_step
+from persrm_jax.training.step import ALL, LossFn, Metrics, TrainState, make_train_step
 from persrm_jax.types import Batch, Totals
 
 
@@ -77,9 +78,14 @@ def make_sft_step(
     pad_id: int,
     seed: int,
     mesh: Mesh,
+    trainable: TrainableConfig = ALL,
+    frozen: Params | None = None,
 ) -> StepFn:
     """Returns (state, step) -> (state, log) over encoded traces; rows of all batches share one
     length, so that the step is compiled once.
+
+    Args:
+        frozen: parameters that the state does not hold, as `trainable` has it.
 
     Raises:
         ValueError: a trace longer than `cfg.pack_length`.
@@ -87,7 +93,11 @@ def make_sft_step(
     optimizer = make_optimizer(cfg.optimizer, cfg.steps)
     schedule = make_schedule(cfg.optimizer, cfg.steps)
     train_step = make_train_step(
-        make_sft_loss(model, compute), optimizer, count=count_batch, accumulate=cfg.accumulate
+        make_sft_loss(model, compute),
+        optimizer,
+        count=count_batch,
+        accumulate=cfg.accumulate,
+        trainable=trainable,
     )
     lengths = [len(prompt) + len(response) for prompt, response in rows]
     length = cfg.pack_length or bucketed(max(lengths))
@@ -103,7 +113,7 @@ def make_sft_step(
         batch = packed_batch([[rows[i] for i in chosen] for chosen in bins], pad_id, length)
         num_tokens = int((batch.segment_ids > 0).sum())
         placed = jax.device_put(batch, sharding)
-        state, metrics = train_step(state, placed)
+        state, metrics = train_step(state, placed, frozen)
         scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}
         seconds = time.perf_counter() - start
         return state, StepLog(

@@ -10,6 +10,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from persrm_jax.models.params import Params
+from persrm_jax.models.trainable import TrainableConfig, join
 from persrm_jax.sharding import replicated
 from persrm_jax.types import Totals
 
@@ -31,7 +32,9 @@ class TrainState:
     key: Any
 
 
-TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
+"""(state, batch, frozen parameters) -> (state, metrics)."""
+ALL = TrainableConfig()
 
 
 def init_state(
@@ -62,8 +65,10 @@ def make_train_step(
     *,
     count: Count | None = None,
     accumulate: int = 1,
+    trainable: TrainableConfig = ALL,
 ) -> TrainStep:
-    """Returns the jitted (state, batch) -> (state, metrics). The old state's buffers are reused.
+    """Returns the jitted (state, batch, frozen={}) -> (state, metrics). The old state's buffers are
+    reused.
 
     A loss or gradient that is not finite leaves parameters and optimizer as they were; the metric
     `guard/skipped` is then 1.
@@ -71,29 +76,47 @@ def make_train_step(
     Args:
         count: a batch's totals; needed where it is taken in parts.
         accumulate: parts in which the batch is taken, one after the other; their gradients add up.
+        trainable: how the state's parameters and the frozen ones make a model.
     """
     if accumulate > 1 and count is None:
         raise ValueError("a batch taken in parts needs `count`")
 
-    def whole(params: Params, batch: Any) -> tuple[Params, Metrics]:
-        return jax.grad(loss_fn, has_aux=True)(params, batch, count(batch) if count else None)
+    def gradients(
+        params: Params, frozen: Params, batch: Any, totals: Totals | None, key: jax.Array
+    ) -> tuple[Params, Metrics]:
+        def loss(params: Params) -> tuple[jax.Array, Metrics]:
+            return loss_fn(join(params, frozen, trainable, key), batch, totals)
 
-    def in_parts(params: Params, batch: Any) -> tuple[Params, Metrics]:
+        return jax.grad(loss, has_aux=True)(params)
+
+    def in_parts(
+        params: Params, frozen: Params, batch: Any, key: jax.Array
+    ) -> tuple[Params, Metrics]:
         assert count is not None
         totals = count(batch)
+        parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
+        keys = jax.random.split(key, accumulate)
 
-        def add(total: tuple[Params, Metrics], part: Any) -> tuple[tuple[Params, Metrics], None]:
-            grads, metrics = jax.grad(loss_fn, has_aux=True)(params, part, totals)
+        def add(
+            total: tuple[Params, Metrics], xs: tuple[Any, jax.Array]
+        ) -> tuple[tuple[Params, Metrics], None]:
+            grads, metrics = gradients(params, frozen, xs[0], totals, xs[1])
             return (jax.tree.map(jnp.add, total[0], grads), _combine(total[1], metrics)), None
 
-        parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(jax.grad(loss_fn, has_aux=True), params, first, totals)
+        shapes = jax.eval_shape(gradients, params, frozen, first, totals, key)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return jax.lax.scan(add, zeros, parts)[0]
+        return jax.lax.scan(add, zeros, (parts, keys))[0]
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        grads, metrics = (whole if accumulate == 1 else in_parts)(state.params, batch)
+    def step(
+        state: TrainState, batch: Any, frozen: Params | None = None
+    ) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        if accumulate == 1:
+            totals = count(batch) if count else None
+            grads, metrics = gradients(state.params, frozen or {}, batch, totals, key)
+        else:
+            grads, metrics = in_parts(state.params, frozen or {}, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         norm = optax.tree.norm(grads)
