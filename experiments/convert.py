@@ -10,11 +10,14 @@ Hugging Face folder, hub id, or `smollm2`: the result is a model folder of ours,
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 
+from experiments.prepare import base_model
+from experiments.presets import RunConfig
 from persrm_jax import cli
 from persrm_jax.checkpoint import load_params
 from persrm_jax.models.config import ModelConfig
@@ -23,13 +26,13 @@ from persrm_jax.models.load import (
     Model,
     load_model,
     load_pretrained,
+    model_folder,
     save_model,
-    saved_config,
     stored_dtype,
 )
-from persrm_jax.models.params import abstract_params
+from persrm_jax.models.trainable import abstract_trained, merge, split
+from persrm_jax.runs import RunFolder, read_config_file
 from persrm_jax.sharding import MeshShape, make_mesh
-from persrm_jax.tokenizer import Tokenizer
 
 STAGES = ("rft", "sft_continued", "sft")
 """Trained stages of a run, the last first."""
@@ -95,14 +98,25 @@ def _trained_folder(source: Path) -> Path | None:
 
 
 def _load_checkpoint(step: Path, mesh: Mesh) -> Model:
-    """A train state's parameters, with the config and tokenizer of a model that its run saved."""
+    """The model of a train state: what it trained, with what its stage began from."""
     run = step.parents[2]
-    folder = _trained_folder(run)
-    if folder is None:
+    if not (run / "config.json").is_file():
         raise ValueError(f"--from {step}: lies in no run folder (RUN/STAGE/checkpoints/STEP)")
-    config = saved_config(folder)
-    params = load_params(step, abstract_params(config, mesh))
-    return Model(config, params, Tokenizer.load(folder / "tokenizer"))
+    cfg = read_config_file(run / "config.json", RunConfig)
+    start = _start_of(step.parents[1].name, cfg, run, mesh)
+    dtype = cfg.compute.param_dtype
+    trained = load_params(step, abstract_trained(start.config, cfg.train, mesh, dtype))
+    if not cfg.train.lora_rank and not cfg.train.freeze:
+        return replace(start, params=trained)
+    frozen = split(start.params, start.config, cfg.train, jax.random.key(0), mesh)[1]
+    return replace(start, params=merge(trained, frozen, cfg.train))
+
+
+def _start_of(stage: str, cfg: RunConfig, run: Path, mesh: Mesh) -> Model:
+    """The model that a run's stage began with."""
+    if stage == "sft":
+        return base_model(cfg, RunFolder(run, cfg), mesh)
+    return load_model(model_folder(cfg.init or run), mesh, cfg.compute.param_dtype)
 
 
 def model_card(config: ModelConfig, source: str, run: Path | None) -> str:

@@ -40,6 +40,11 @@ class TrainableConfig:
     def __post_init__(self) -> None:
         if self.lora_rank < 0:
             raise ValueError(f"--train.lora-rank {self.lora_rank}: must be 0 or more")
+        if self.lora_rank and self.freeze:
+            raise ValueError(
+                "--train.freeze and --train.lora-rank: adapters leave all weights frozen; choose "
+                "among them by --train.lora-targets"
+            )
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"--train.lora-dropout {self.lora_dropout}: must be in [0, 1)")
         if unknown := set(self.lora_targets) - set(TARGETS):
@@ -76,6 +81,28 @@ def adapter_specs(model: ModelConfig, cfg: TrainableConfig) -> list[tuple[Path, 
     return specs
 
 
+def abstract_trained(
+    model: ModelConfig, cfg: TrainableConfig, mesh: Mesh, dtype: str = "float32"
+) -> Params:
+    """Shapes, dtypes and shardings of what trains: what a checkpoint of it is restored into."""
+    specs = adapter_specs(model, cfg) if cfg.lora_rank else param_specs(model)
+    return _nest(
+        {
+            p: jax.ShapeDtypeStruct(
+                s.shape,
+                "float32" if cfg.lora_rank else dtype,
+                sharding=param_sharding(s.shape, s.axes, mesh),
+            )
+            for p, s in specs
+            if not _is_frozen(p, cfg)
+        }
+    )
+
+
+def _is_frozen(path: Path, cfg: TrainableConfig) -> bool:
+    return bool(cfg.freeze) and re.search(cfg.freeze, "/".join(path)) is not None
+
+
 def split(
     params: Params, model: ModelConfig, cfg: TrainableConfig, key: jax.Array, mesh: Mesh
 ) -> tuple[Params, Params]:
@@ -96,7 +123,7 @@ def split(
         places = _nest({p: param_sharding(s.shape, s.axes, mesh) for p, s in specs})
         return jax.jit(make, out_shardings=places)(keys), params
     flat = traverse_util.flatten_dict(params)
-    stays = {p: x for p, x in flat.items() if cfg.freeze and re.search(cfg.freeze, "/".join(p))}
+    stays = {p: x for p, x in flat.items() if _is_frozen(p, cfg)}
     if len(stays) == len(flat):
         raise ValueError(f"--train.freeze {cfg.freeze}: freezes every parameter")
     return _nest({p: x for p, x in flat.items() if p not in stays}), _nest(stays)

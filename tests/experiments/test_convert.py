@@ -1,6 +1,7 @@
 """Out to Hugging Face and back, from each thing that a run leaves."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from experiments.presets import PRESETS
 from persrm_jax.checkpoint import Checkpoints
 from persrm_jax.models.load import Model, load_model, save_model, stored_dtype
 from persrm_jax.models.params import Params
+from persrm_jax.models.trainable import TrainableConfig, merge, split
 from persrm_jax.runs import RunFolder
 from persrm_jax.tokenizer import byte_tokenizer
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -71,6 +73,24 @@ def test_an_orbax_checkpoint_of_a_stage_that_has_not_finished(run: Path, tmp_pat
     main(["--from", str(run / "rft" / "checkpoints" / "3"), "--to", str(tmp_path / "hf")])
     want = random_params(SMALL, seed=3)["embed"]["weight"]
     np.testing.assert_array_equal(embedding(tmp_path / "hf"), want)
+
+
+def test_a_checkpoint_of_adapters_is_merged(tmp_path: Path, mesh: Mesh) -> None:
+    lora = TrainableConfig(lora_rank=4)
+    run = tmp_path / "run"
+    RunFolder(run, replace(PRESETS["tiny"], train=lora))
+    save_model(run / "sft" / "model", Model(SMALL, random_params(SMALL), byte_tokenizer()))
+    trained, frozen = split(random_params(SMALL), SMALL, lora, jax.random.key(0), mesh)
+    trained = jax.tree.map(lambda x: x + 0.1, trained)
+    optimizer = make_optimizer(OptimizerConfig(), 10)
+    checkpoints = Checkpoints(run / "rft" / "checkpoints")
+    checkpoints.save(7, init_state(trained, optimizer, jax.random.key(0), mesh))
+    checkpoints.close()
+    main(["--from", str(run / "rft" / "checkpoints" / "7"), "--to", str(tmp_path / "hf")])
+    down = load_file(tmp_path / "hf" / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
+    want = merge(trained, frozen, lora)["layers"]["down"]["kernel"][1]
+    np.testing.assert_array_equal(down, want.T)
+    assert (down != frozen["layers"]["down"]["kernel"][1].T).all()
 
 
 def test_the_card_says_how_it_was_trained(run: Path, tmp_path: Path) -> None:

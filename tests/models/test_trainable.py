@@ -167,6 +167,7 @@ def test_adapters_of_smollm2_take_a_twentieth_of_the_memory() -> None:
         ({"lora_rank": -1}, "--train.lora-rank -1"),
         ({"lora_dropout": 1.0}, "--train.lora-dropout 1.0"),
         ({"lora_targets": ("q", "w1")}, "--train.lora-targets w1: not among q, k"),
+        ({"lora_rank": 4, "freeze": "embed"}, "--train.freeze and --train.lora-rank"),
         ({"freeze": "("}, "--train.freeze \\(: no regular expression"),
     ],
 )
