@@ -27,6 +27,7 @@ from experiments.report import WRONG_AUTHOR, find_rows
 from experiments.synthesize import load_pairs, read_documents
 from persrm_jax import cli
 from persrm_jax.data.pairs import make_test_pairs, with_wrong_author
+from persrm_jax.distributed import is_main, on_main
 from persrm_jax.evaluation.baselines import BASELINES, baseline_predictions
 from persrm_jax.evaluation.report import accuracy_table
 from persrm_jax.jsonl import read_records, write_records, write_text
@@ -78,28 +79,33 @@ def score_pairs(
     path = folder / "pairs.jsonl"
     if path.is_file() and read_records(path, Pair) != pairs:
         raise ValueError(f"{folder} holds predictions about other pairs: give another --out")
-    write_records(path, pairs)
     conditions = {
         str(len(pairs[0].exemplars)): pairs,
         WRONG_AUTHOR: wrong,
     }
     fit_texts = [d.text for d in documents if d.split == "train"]
-    for name in BASELINES:
-        for condition, shown in conditions.items():
-            path = folder / f"{name}.{condition}.jsonl"
-            if not path.exists():
-                write_records(path, baseline_predictions(name, shown, fit_texts, condition))
+
+    def write_baselines() -> None:
+        write_records(folder / "pairs.jsonl", pairs)
+        for name in BASELINES:
+            for condition, shown in conditions.items():
+                path = folder / f"{name}.{condition}.jsonl"
+                if not path.exists():
+                    write_records(path, baseline_predictions(name, shown, fit_texts, condition))
+
+    on_main(write_baselines)
     for name, load in models_of(cfg, run, mesh).items():
         paths = {c: folder / f"{name}.{c}.jsonl" for c in conditions}
         todo = {c: path for c, path in paths.items() if not path.exists()}
         if not todo:
             continue
         model = load()
-        with Progress() as bar:
+        with Progress(disable=not is_main()) as bar:
             task = bar.add_task(f"{folder.name}: {name:>13}", total=2 * len(pairs) * len(todo))
             judge = judge_of(cfg, model, mesh, partial(bar.advance, task))
             for condition, path in todo.items():
-                write_records(path, judge(model.params, conditions[condition], condition, name))
+                found = judge(model.params, conditions[condition], condition, name)
+                on_main(partial(write_records, path, found))
 
 
 @dataclass(frozen=True)

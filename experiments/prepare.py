@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from experiments.presets import FREE_FIELDS, RunConfig
 from experiments.synthesize import load_pairs, synthesize
+from persrm_jax.distributed import initialize
 from persrm_jax.evaluation.judge import JudgePairs, make_judge
 from persrm_jax.evaluation.statistics import judgement_credit
 from persrm_jax.models.load import (
@@ -27,6 +28,7 @@ from persrm_jax.training.loop import Watch
 
 def prepare(cfg: RunConfig) -> tuple[RunFolder, Mesh]:
     """The mesh and the run folder, its data made."""
+    initialize(cfg.cluster, cfg.mesh.num_devices)
     mesh = make_mesh(cfg.mesh)
     check_fit(cfg)
     run = RunFolder(cfg.folder, cfg, free=FREE_FIELDS)

@@ -9,6 +9,7 @@ from persrm_jax.data.pairs import PairConfig
 from persrm_jax.data.personas import PersonaConfig
 from persrm_jax.data.prompts import PromptConfig
 from persrm_jax.data.traces import TeacherConfig
+from persrm_jax.distributed import ClusterConfig
 from persrm_jax.evaluation.judge import EvalConfig
 from persrm_jax.models.config import ComputeConfig
 from persrm_jax.models.trainable import TrainableConfig
@@ -39,6 +40,7 @@ class RunConfig:
     """Seed of the data, the weights and the samples."""
     mesh: cli.Mesh = MeshShape(1, 1)
     """Devices along data x model; simulated on a machine without accelerators."""
+    cluster: cli.Cluster = field(default_factory=ClusterConfig)
     personas: PersonaConfig = field(default_factory=PersonaConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     pairs: PairConfig = field(default_factory=PairConfig)
@@ -150,5 +152,5 @@ PRESETS: dict[str, RunConfig] = {
     "qwen3-8b": replace(_PAPER, preset="qwen3-8b", model="Qwen/Qwen3-8B"),
 }
 DEFAULT = "tiny"
-FREE_FIELDS = ("mesh", "out")
+FREE_FIELDS = ("mesh", "out", "cluster")
 """Fields in which a resumed run may differ from the folder's config."""

@@ -25,6 +25,7 @@ from experiments.synthesize import load_pairs, load_traces
 from persrm_jax import cli
 from persrm_jax.checkpoint import Checkpoints
 from persrm_jax.data.batches import bucketed, encode_pairs, encode_traces
+from persrm_jax.distributed import on_main
 from persrm_jax.metrics import MetricsWriter
 from persrm_jax.models.load import Model, load_model, model_folder, save_model
 from persrm_jax.models.trainable import merge, split
@@ -127,7 +128,7 @@ def run_all(cfg: RunConfig) -> RunFolder:
             run_sft(cfg, run, start, mesh, stage="sft_continued", sft=sft, seed=cfg.seed + 1)
         if not run.is_done("evaluation"):
             evaluate_run(cfg, run, mesh)
-    report_runs([run.path], run.path)
+    on_main(lambda: report_runs([run.path], run.path))
     return run
 
 

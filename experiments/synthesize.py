@@ -18,6 +18,7 @@ from persrm_jax.data.embedded import load_embedded
 from persrm_jax.data.pairs import make_pairs
 from persrm_jax.data.personas import make_personas
 from persrm_jax.data.traces import fit_teacher, make_traces
+from persrm_jax.distributed import on_main
 from persrm_jax.jsonl import read_records, write_records
 from persrm_jax.models.load import FROM_SCRATCH, load_tokenizer, model_folder
 from persrm_jax.runs import RunFolder
@@ -47,33 +48,37 @@ def synthesize(cfg: RunConfig, run: RunFolder) -> None:
         ValueError: texts or settings of which no data set can be made.
     """
     with run.stage("data"):
-        documents = read_documents(cfg)
-        print(f"documents: {summarize(documents)}")
-        sets = make_pairs(documents, cfg.pairs, cfg.seed)
-        counts = Counter(pair.author_split for pair in sets.main)
-        listed = ", ".join(f"{n:,} {split}" for split, n in counts.items())
-        print(f"pairs: {listed}, {len(sets.seen):,} of training authors' unseen texts")
-        pairs = [pair for pair in sets.main if pair.author_split == "train"]
-        yardstick = fit_teacher(documents, {pair.author for pair in pairs}, cfg.teacher)
-        traces = make_traces(pairs, yardstick, cfg.prompt)
-        if not traces:
-            raise ValueError(
-                f"the stylometric teacher judged none of {len(pairs)} training pairs rightly: "
-                "bring longer texts (--corpus.max-words) or more facts (--teacher.num-facts)"
-            )
-        print(
-            f"traces: {len(traces):,} of {len(pairs):,} kept (right verdict); "
-            f"facts: {', '.join(yardstick.names)}"
+        on_main(lambda: _synthesize(cfg, run))
+
+
+def _synthesize(cfg: RunConfig, run: RunFolder) -> None:
+    documents = read_documents(cfg)
+    print(f"documents: {summarize(documents)}")
+    sets = make_pairs(documents, cfg.pairs, cfg.seed)
+    counts = Counter(pair.author_split for pair in sets.main)
+    listed = ", ".join(f"{n:,} {split}" for split, n in counts.items())
+    print(f"pairs: {listed}, {len(sets.seen):,} of training authors' unseen texts")
+    pairs = [pair for pair in sets.main if pair.author_split == "train"]
+    yardstick = fit_teacher(documents, {pair.author for pair in pairs}, cfg.teacher)
+    traces = make_traces(pairs, yardstick, cfg.prompt)
+    if not traces:
+        raise ValueError(
+            f"the stylometric teacher judged none of {len(pairs)} training pairs rightly: "
+            "bring longer texts (--corpus.max-words) or more facts (--teacher.num-facts)"
         )
-        tokenizer = _tokenizer(cfg, traces)
-        for group in (sets.main, sets.seen):
-            encode_pairs(group, [pair.order for pair in group], tokenizer, cfg.prompt)
-        write_records(run.path / "documents.jsonl", documents)
-        write_records(run.path / "pairs_seen.jsonl", sets.seen)
-        write_records(run.path / "pairs.jsonl", sets.main)
-        write_records(run.path / "traces.jsonl", traces)
-        if cfg.model == FROM_SCRATCH:
-            tokenizer.save(run.path / "tokenizer")
+    print(
+        f"traces: {len(traces):,} of {len(pairs):,} kept (right verdict); "
+        f"facts: {', '.join(yardstick.names)}"
+    )
+    tokenizer = _tokenizer(cfg, traces)
+    for group in (sets.main, sets.seen):
+        encode_pairs(group, [pair.order for pair in group], tokenizer, cfg.prompt)
+    write_records(run.path / "documents.jsonl", documents)
+    write_records(run.path / "pairs_seen.jsonl", sets.seen)
+    write_records(run.path / "pairs.jsonl", sets.main)
+    write_records(run.path / "traces.jsonl", traces)
+    if cfg.model == FROM_SCRATCH:
+        tokenizer.save(run.path / "tokenizer")
 
 
 def _tokenizer(cfg: RunConfig, traces: Sequence[Trace]) -> Tokenizer:

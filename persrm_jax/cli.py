@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
+from persrm_jax.distributed import ClusterConfig
 from persrm_jax.sharding import MeshShape
 
 Config = TypeVar("Config")
@@ -27,6 +28,8 @@ Mesh = Annotated[
         str_from_instance=lambda mesh: [str(mesh)],
     ),
 ]
+Cluster = Annotated[ClusterConfig, tyro.conf.arg(name="")]
+"""Its flags go without a prefix: `--num-processes`."""
 From = Annotated[str, tyro.conf.arg(name="from")]
 """A flag whose name is a word of Python's."""
 BAD_INPUT = 2
@@ -104,6 +107,9 @@ def _flags(kind: Any, prefix: str = "--") -> list[str]:
     """Every flag of a config, nested fields dotted."""
     flags = []
     for name, hint in get_type_hints(kind).items():
+        if hint is ClusterConfig:
+            flags += _flags(hint, prefix)
+            continue
         dashed = name.rstrip("_").replace("_", "-")
         flags.append(prefix + dashed)
         nested = next(

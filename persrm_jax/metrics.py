@@ -8,6 +8,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from persrm_jax.distributed import is_main
 from persrm_jax.jsonl import read_rows, write_text
 
 
@@ -16,10 +17,13 @@ class MetricsWriter:
     `FOLDER/tensorboard`, each tag as `group/name`.
 
     A stage that starts again at `first_step` drops what was logged at or after it, so that no step
-    appears twice.
+    appears twice. Of several processes the first one writes.
     """
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
+        self._writes = is_main()
+        if not self._writes:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         kept = []
@@ -35,6 +39,8 @@ class MetricsWriter:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Logs one step's values."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for tag, value in values.items():
@@ -42,12 +48,14 @@ class MetricsWriter:
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """Logs a text that TensorBoard shows as Markdown."""
-        self._board.add_text(tag, markdown, step)
+        if self._writes:
+            self._board.add_text(tag, markdown, step)
 
     def flush(self) -> None:
         """Hands what was logged to the disk: called before a checkpoint names the step as done."""
-        self._file.flush()
-        self._board.flush()
+        if self._writes:
+            self._file.flush()
+            self._board.flush()
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -58,8 +66,9 @@ class MetricsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 import jax
 
+from persrm_jax.distributed import is_main, on_main
 from persrm_jax.jsonl import write_text
 
 Config = TypeVar("Config")
@@ -32,6 +33,10 @@ class RunFolder:
 
     def __init__(self, path: Path, config: Any, *, free: Sequence[str] = ()) -> None:
         self.path = path
+        on_main(lambda: self._open(config, free))
+
+    def _open(self, config: Any, free: Sequence[str]) -> None:
+        path = self.path
         if path.exists() and not path.is_dir():
             raise ValueError(f"--out {path}: is a file, expected a folder")
         wanted = json.loads(json.dumps(dataclasses.asdict(config), default=str))
@@ -76,10 +81,12 @@ class RunFolder:
         try:
             yield
         except ValueError:
-            self._withdraw()
+            if is_main():
+                self._withdraw()
             raise
         stages = {**self.stages, name: round(time.perf_counter() - start, 2)}
-        write_text(self.path / "stages.json", json.dumps(stages, indent=2) + "\n")
+        text = json.dumps(stages, indent=2) + "\n"
+        on_main(lambda: write_text(self.path / "stages.json", text))
 
 
 def read_config_file(path: Path, kind: type[Config]) -> Config:

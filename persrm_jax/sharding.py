@@ -69,7 +69,8 @@ def make_mesh(shape: MeshShape) -> Mesh:
     Raises:
         ValueError: the machine has fewer devices than `shape` asks for.
     """
-    if shape.num_devices <= MAX_SIMULATED_DEVICES:
+    # Of several processes each has simulated its share before.
+    if shape.num_devices <= MAX_SIMULATED_DEVICES and not jax.distributed.is_initialized():
         try:
             # Only the CPU backend reads this, and only before it starts.
             set_before = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]

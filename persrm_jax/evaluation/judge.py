@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from persrm_jax.data.batches import bucketed, encode_pairs, left_pad
 from persrm_jax.data.prompts import PromptConfig, parse_judgement
+from persrm_jax.distributed import fetch, place
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.params import Params
 from persrm_jax.rl.rollout import completion_texts
@@ -76,8 +77,8 @@ def make_judge(
             filled = rows + rows[-1:] * (cfg.batch_size - len(rows))
             chosen = [prompts[i] for i in filled]
             tokens, mask = left_pad(chosen, tokenizer.pad_id, bucketed(max(map(len, chosen))))
-            inputs = jax.device_put((tokens, mask, keys[jax.numpy.array(filled)]), sharding)
-            out = jax.device_get(generate(params, *inputs))
+            inputs = place((tokens, mask, keys[jax.numpy.array(filled)]), sharding)
+            out = fetch(generate(params, *inputs))
             texts = completion_texts(out.tokens, out.mask, tokenizer)
             for i, text, length in zip(rows, texts, out.mask.sum(axis=1), strict=False):
                 pair, order = asked[i]

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from persrm_jax import checkpoint
 from persrm_jax.checkpoint import load_tree, save_tree
+from persrm_jax.distributed import on_main
 from persrm_jax.jsonl import write_text
 from persrm_jax.models import hf
 from persrm_jax.models.config import ModelConfig, RopeScaling, tiny_config
@@ -133,9 +134,13 @@ def stored_dtype(source: str) -> str:
 def save_model(folder: Path, model: Model) -> None:
     """Writes `model.json`, `params/` and `tokenizer/`; the folder then needs nothing else."""
     save_tree(folder / "params", model.params)
-    model.tokenizer.save(folder / "tokenizer")
-    fields = dataclasses.asdict(model.config)
-    write_text(folder / "model.json", json.dumps(fields, indent=2) + "\n")
+
+    def write_rest() -> None:
+        model.tokenizer.save(folder / "tokenizer")
+        fields = dataclasses.asdict(model.config)
+        write_text(folder / "model.json", json.dumps(fields, indent=2) + "\n")
+
+    on_main(write_rest)
 
 
 def load_model(folder: Path, mesh: Mesh, dtype: str) -> Model:

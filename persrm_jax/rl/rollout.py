@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from persrm_jax.data.batches import encode_pairs, left_pad
 from persrm_jax.data.prompts import Judgement, PromptConfig, parse_judgement
+from persrm_jax.distributed import fetch, place
 from persrm_jax.models.params import Params
 from persrm_jax.rl.rewards import RewardConfig, reward
 from persrm_jax.sampling import Generate, sequence_keys
@@ -55,11 +56,9 @@ def roll_out(
     sharding = batch_sharding(mesh)
     out = generate(
         params,
-        jax.device_put(tokens, sharding),
-        jax.device_put(mask, sharding),
-        jax.device_put(keys, sharding),
+        *place((tokens, mask, keys), sharding),
     )
-    out = jax.device_get(out)
+    out = fetch(out)
     texts = completion_texts(out.tokens, out.mask, tokenizer)
     judgements = [parse_judgement(text, prompt) for text in texts]
     sides = [order for order in orders for _ in range(group_size)]

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from persrm_jax.distributed import fetch, on_main
+
 MAX_SKIPPED = 3
 """Updates in a row that may be skipped as not finite."""
 MAX_KL = 1.0
@@ -95,8 +97,9 @@ class Guard:
     def _keep(self, step: int, batch: Any) -> str:
         """Saves the batch, and says so."""
         path = self._folder / "bad_batch.npz"
-        leaves = jax.tree.leaves_with_path(jax.device_get(batch))
-        np.savez(path, **{jax.tree_util.keystr(p).strip("."): x for p, x in leaves})
+        leaves = jax.tree.leaves_with_path(fetch(batch))
+        arrays = {jax.tree_util.keystr(p).strip("."): x for p, x in leaves}
+        on_main(lambda: np.savez(path, **arrays))
         return (
             f"{MAX_SKIPPED} updates in a row, up to step {step}, had a loss or gradient that is "
             f"not finite; the last batch is in {path}. Lower the learning rate and start again: "

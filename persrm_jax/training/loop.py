@@ -12,6 +12,7 @@ from types import FrameType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from persrm_jax.checkpoint import NOT_MEASURED, Checkpoints
+from persrm_jax.distributed import any_process, is_main
 from persrm_jax.metrics import MetricsWriter
 from persrm_jax.models.params import Params
 from persrm_jax.training.guard import Guard, StepLog
@@ -111,10 +112,11 @@ def train(
             best = watch.due(done) and watch.is_best(checkpoints, accuracy)
             tired = watch.due(done) and not best and watch.is_tired(checkpoints, done)
             last = reached or tired or done == num_steps
-            if last or best or done % save_every == 0 or stop.is_set():
+            asked = any_process(stop.is_set())
+            if last or best or done % save_every == 0 or asked:
                 metrics.flush()
                 checkpoints.save(done, state, accuracy)
-            if stop.is_set():
+            if asked:
                 raise KeyboardInterrupt
             if last:
                 break
@@ -151,4 +153,5 @@ def _progress() -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
+        disable=not is_main(),
     )

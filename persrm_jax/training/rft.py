@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from persrm_jax.data.batches import batch_indices, bucketed, encode_pairs
 from persrm_jax.data.prompts import PromptConfig
+from persrm_jax.distributed import place
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.logprobs import masked_mean, token_logprobs
 from persrm_jax.models.params import Params
@@ -192,15 +193,15 @@ def make_rft_step(
             mesh=mesh,
         )
         rolled = time.perf_counter()
-        rows = jax.device_put(training_rows(judged.rollout), sharding)
+        rows = place(training_rows(judged.rollout), sharding)
         ref = None if ref_params is None else jax.block_until_ready(score(ref_params, rows))
         referred = time.perf_counter()
         advantages = group_relative(jnp.asarray(judged.rewards), cfg.group_size, cfg.advantage)
         batch = RftBatch(
             rows,
-            jax.device_put(judged.rollout.logprobs, sharding),
+            place(judged.rollout.logprobs, sharding),
             ref,
-            jax.device_put(advantages, sharding),
+            place(advantages, sharding),
         )
         state, metrics = train_step(state, batch, frozen)
         scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from persrm_jax.data.batches import Packer, Row, batch_indices, bucketed, packed_batch
+from persrm_jax.distributed import place
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.logprobs import masked_mean, token_logprobs
 from persrm_jax.models.params import Params
@@ -112,7 +113,7 @@ def make_sft_step(
             bins = packer.batch(step, cfg.batch_size)
         batch = packed_batch([[rows[i] for i in chosen] for chosen in bins], pad_id, length)
         num_tokens = int((batch.segment_ids > 0).sum())
-        placed = jax.device_put(batch, sharding)
+        placed = place(batch, sharding)
         state, metrics = train_step(state, placed, frozen)
         scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}
         seconds = time.perf_counter() - start

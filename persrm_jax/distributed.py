@@ -1,0 +1,130 @@
+"""Several processes, one program, through JAX's own runtime.
+
+Every process runs the same command on the same run folder (a shared disk); the first one writes it.
+Data that all processes have is placed a part on each device; what devices hold is fetched whole.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding
+
+Tree = TypeVar("Tree")
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """The processes of a run. On Slurm, Open MPI and TPU pods JAX finds them by itself."""
+
+    coordinator: str | None = None
+    """HOST:PORT at which process 0 can be reached by all."""
+    num_processes: int | None = None
+    """How many processes the run has."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+
+    def __post_init__(self) -> None:
+        given = [self.coordinator, self.num_processes, self.process_id]
+        if any(x is not None for x in given) and any(x is None for x in given):
+            raise ValueError(
+                "--coordinator, --num-processes and --process-id go "
+                "together, or none of them where JAX detects the cluster"
+            )
+        if self.num_processes is not None and self.process_id is not None:
+            if not 0 <= self.process_id < self.num_processes:
+                raise ValueError(
+                    f"--process-id {self.process_id}: must be from 0 to {self.num_processes - 1}"
+                )
+
+
+def is_cluster_job() -> bool:
+    """Whether the environment is that of one process among several, in a cluster that JAX knows."""
+    env = os.environ
+    return (
+        int(env.get("SLURM_NTASKS", "1")) > 1
+        or int(env.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
+        or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+        or "JAX_COORDINATOR_ADDRESS" in env
+    )
+
+
+def initialize(cfg: ClusterConfig, num_devices: int) -> None:
+    """Joins the run's processes; alone, does nothing. Comes before any other use of JAX.
+
+    Args:
+        num_devices: of the whole mesh; on machines without accelerators each process simulates its
+            share.
+
+    Raises:
+        ValueError: the processes do not share the devices evenly.
+    """
+    if cfg.num_processes is None:
+        if is_cluster_job() and not jax.distributed.is_initialized():
+            jax.distributed.initialize()
+        return
+    if num_devices % cfg.num_processes:
+        raise ValueError(
+            f"--num-processes {cfg.num_processes}: does not divide the mesh's {num_devices} devices"
+        )
+    if cfg.num_processes > 1 and not jax.distributed.is_initialized():
+        # Only the CPU backend reads this.
+        jax.config.update("jax_num_cpu_devices", num_devices // cfg.num_processes)
+        jax.distributed.initialize(cfg.coordinator, cfg.num_processes, cfg.process_id)
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def on_main(action: Callable[[], None]) -> None:
+    """Runs `action` in process 0 while the others wait.
+
+    Raises:
+        ValueError: what `action` raised, in process 0; in the others that process 0 stopped.
+    """
+    error: ValueError | None = None
+    if is_main():
+        try:
+            action()
+        except ValueError as raised:
+            error = raised
+    if jax.process_count() > 1:
+        failed = multihost_utils.broadcast_one_to_all(np.array(error is not None))
+        if failed and not is_main():
+            raise ValueError("process 0 stopped; its message says why")
+    if error is not None:
+        raise error
+
+
+def any_process(flag: bool) -> bool:
+    """Whether `flag` holds in any process. All of them must ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def place(tree: Tree, sharding: Sharding) -> Tree:
+    """Arrays that all processes have alike, as arrays of the mesh."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda x: _place(x, sharding), tree)
+
+
+def _place(x: Any, sharding: Sharding) -> jax.Array:
+    if jax.dtypes.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_place(jax.random.key_data(x), sharding))
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays of the mesh as NumPy's, whole, in every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)
