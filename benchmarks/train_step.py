@@ -47,7 +47,9 @@ B, PROMPT, T = 32, 256, 384
 Step = Callable[[TrainState, Batch], tuple[TrainState, Any]]
 
 
-def naive_loss(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+def naive_loss(
+    params: Params, batch: Batch, totals: None = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """A decoder as one first writes it: a Python loop over layers, all logits of all positions."""
     cfg = W1
     H, group = cfg.head_width, cfg.num_heads // cfg.num_kv_heads
@@ -83,7 +85,8 @@ def naive_loss(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.A
     logprobs = jax.nn.log_softmax(logits[:, :-1])
     picked = jnp.take_along_axis(logprobs, batch.tokens[:, 1:, None], axis=-1)[..., 0]
     mask = batch.loss_mask[:, 1:]
-    return -jnp.sum(picked * mask) / jnp.sum(mask), {}
+    loss = -jnp.sum(picked * mask) / jnp.sum(mask)
+    return loss, {"loss/total": loss}
 
 
 def make_batch() -> Batch:
