@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,37 @@ def test_refuses_what_is_no_object_and_what_lacks_a_size(tmp_path: Path) -> None
 
 def test_the_tiny_preset_is_about_a_million_parameters() -> None:
     assert 0.8e6 < tiny_config(vocab_size=320).num_params < 1.3e6
+
+
+def test_r1_distill_qwen_and_yarn(tmp_path: Path) -> None:
+    """Qwen2's architecture, untied, and the long-context setting of Qwen's cards."""
+    distill = QWEN2_5_0_5B | {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_attention_heads": 28,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 4,
+        "rope_theta": 10000,
+        "tie_word_embeddings": False,
+        "vocab_size": 152064,
+        "max_position_embeddings": 131072,
+    }
+    cfg = read(tmp_path, distill)
+    assert cfg.num_params == 7_615_616_512 and cfg.rope_theta == 1e4 and not cfg.tie_embeddings
+
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    scaling = read(tmp_path, distill | {"rope_scaling": yarn}).rope_scaling
+    assert scaling is not None and scaling.original_max_positions == 32768
+    assert scaling.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+    mscale = yarn | {"mscale": 0.707, "mscale_all_dim": 0.5}
+    scaling = read(tmp_path, distill | {"rope_scaling": mscale}).rope_scaling
+    want = (0.0707 * math.log(4) + 1) / (0.05 * math.log(4) + 1)
+    assert scaling is not None and scaling.attention_factor == pytest.approx(want)
+
+
+def test_smollm3_has_layers_without_positions(tmp_path: Path) -> None:
+    fields = {k: v for k, v in LLAMA_3_2_1B.items() if k != "rope_scaling"}
+    cfg = read(tmp_path, fields | {"model_type": "smollm3", "num_hidden_layers": 8})
+    assert cfg.rope_layers == (True, True, True, False) * 2
+    given = {"model_type": "smollm3", "num_hidden_layers": 3, "no_rope_layers": [1, 0, 1]}
+    assert read(tmp_path, fields | given).rope_layers == (True, False, True)

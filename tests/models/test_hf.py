@@ -181,3 +181,18 @@ def test_a_folder_without_weights_is_refused(folder: Path, mesh: Mesh) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="holds no model.safetensors"):
         load(folder, mesh)
+
+
+def test_numbers_that_are_no_floats_are_named(folder: Path, mesh: Mesh) -> None:
+    tensors = tensors_of(folder)
+    tensors[Q0] = tensors[Q0].astype(np.int8)
+    rewrite(folder, tensors)
+    with pytest.raises(ValueError, match=f"{Q0} holds I8, expected one of F32, BF16, F16"):
+        load(folder, mesh)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"metadata": {}}', '{"weight_map": []}'])
+def test_a_broken_index_is_refused(folder: Path, mesh: Mesh, text: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match="index.json: not an index of safetensors"):
+        load(folder, mesh)
