@@ -21,7 +21,7 @@ from persrm_jax.models.load import (
 from persrm_jax.models.params import Params
 from persrm_jax.models.trainable import join
 from persrm_jax.runs import RunFolder
-from persrm_jax.sharding import check_mesh, make_mesh
+from persrm_jax.sharding import check_mesh, check_parts, make_mesh
 from persrm_jax.tokenizer import Tokenizer
 from persrm_jax.training.loop import Watch
 
@@ -63,6 +63,9 @@ def check_fit(cfg: RunConfig) -> None:
             "--eval.batch-size": cfg.eval.batch_size,
         },
     )
+    completions = cfg.rft.prompts * cfg.rft.group_size
+    check_parts("--sft.accumulate", cfg.sft.accumulate, cfg.sft.batch_size, cfg.mesh)
+    check_parts("--rft.accumulate", cfg.rft.accumulate, completions, cfg.mesh)
     for flag, sampling in (("rft", cfg.rft.sampling), ("eval", cfg.eval.sampling)):
         if cfg.prompt.max_tokens + sampling.max_new_tokens > model.max_positions:
             raise ValueError(

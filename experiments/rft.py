@@ -93,7 +93,8 @@ def matched_steps(cfg: RunConfig, model: Model, traces: Sequence[Trace], prompt_
     backward. Padding counts, since it is computed.
     """
     rows = encode_traces(traces, model.tokenizer, cfg.prompt)
-    sft_step = 3 * cfg.sft.batch_size * bucketed(max(len(p) + len(r) for p, r in rows))
+    length = cfg.sft.pack_length or bucketed(max(len(p) + len(r) for p, r in rows))
+    sft_step = 3 * cfg.sft.batch_size * length
     new = cfg.rft.sampling.max_new_tokens
     passes = 3 + (cfg.loss.kl_coef > 0)
     rollout = cfg.rft.prompts * prompt_length + cfg.rft.prompts * cfg.rft.group_size * new
@@ -107,7 +108,7 @@ def continued_sft(cfg: RunConfig, run: RunFolder, start: Model) -> SftConfig:
     prompts = encode_pairs(pairs, [p.order for p in pairs], start.tokenizer, cfg.prompt)
     length = bucketed(max(map(len, prompts)))
     steps = matched_steps(cfg, start, load_traces(run.path), length)
-    return replace(cfg.sft, steps=steps, stop_accuracy=2.0)
+    return replace(cfg.sft, steps=steps, stop_accuracy=2.0, patience=0)
 
 
 def run_all(cfg: RunConfig) -> RunFolder:

@@ -3,7 +3,7 @@
     python -m experiments.sft [PRESET] [--mesh 8x1] [--data FILE.jsonl.gz] [--out DIR]
 
 Makes the data first where the run folder has none. Departures from PersRM-R1 (arXiv 2508.14076):
-the traces come from an offline stylometric teacher, and rows are padded, not packed.
+the traces come from an offline stylometric teacher; --sft.pack-length packs them.
 """
 
 from collections.abc import Sequence

@@ -18,7 +18,7 @@ from persrm_jax.data.embedded import load_embedded
 from persrm_jax.data.pairs import make_pairs
 from persrm_jax.data.personas import make_personas
 from persrm_jax.data.traces import fit_teacher, make_traces
-from persrm_jax.distributed import on_main
+from persrm_jax.distributed import initialize, on_main
 from persrm_jax.jsonl import read_records, write_records
 from persrm_jax.models.load import FROM_SCRATCH, load_tokenizer, model_folder
 from persrm_jax.runs import RunFolder
@@ -105,6 +105,7 @@ def load_traces(folder: Path) -> list[Trace]:
 def main(args: Sequence[str]) -> None:
     """The command line."""
     cfg = cli.parse_preset(PRESETS, DEFAULT, "python -m experiments.synthesize", args)
+    initialize(cfg.cluster, cfg.mesh.num_devices)
     run = RunFolder(cfg.folder, cfg, free=FREE_FIELDS)
     if not run.is_done("data"):
         synthesize(cfg, run)

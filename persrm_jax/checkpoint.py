@@ -27,7 +27,7 @@ class Checkpoints:
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [
                         checkpoint_managers.LatestN(KEEP_LATEST),
-                        checkpoint_managers.BestN(get_metric_fn=_accuracy, n=1),
+                        checkpoint_managers.BestN(get_metric_fn=_rank, n=1),
                     ]
                 ),
                 best_fn=_accuracy,  # or metrics would not be stored
@@ -64,7 +64,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
-                metrics={ACCURACY: accuracy},
+                metrics={ACCURACY: accuracy, "step": step},
             )
             self._accuracies[step] = accuracy
         except OSError as error:
@@ -98,6 +98,13 @@ class Checkpoints:
 
 def _accuracy(metrics: dict[str, float]) -> float:
     return metrics[ACCURACY]
+
+
+def _rank(metrics: dict[str, float]) -> tuple[float, float]:
+    """What the best checkpoint has most of. Of equals the first is kept, of those that were not
+    measured the last, which is kept anyway."""
+    step = float(metrics["step"])
+    return metrics[ACCURACY], step if metrics[ACCURACY] == NOT_MEASURED else -step
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

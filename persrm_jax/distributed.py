@@ -19,7 +19,8 @@ Tree = TypeVar("Tree")
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """The processes of a run. On Slurm, Open MPI and TPU pods JAX finds them by itself."""
+    """The processes of a run. Under Slurm's `srun` and Open MPI, and where TPU_WORKER_HOSTNAMES or
+    JAX_COORDINATOR_ADDRESS is set, JAX finds them by itself."""
 
     coordinator: str | None = None
     """HOST:PORT at which process 0 can be reached by all."""
@@ -46,7 +47,7 @@ def is_cluster_job() -> bool:
     """Whether the environment is that of one process among several, in a cluster that JAX knows."""
     env = os.environ
     return (
-        int(env.get("SLURM_NTASKS", "1")) > 1
+        int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1
         or int(env.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
         or "," in env.get("TPU_WORKER_HOSTNAMES", "")
         or "JAX_COORDINATOR_ADDRESS" in env
@@ -57,8 +58,8 @@ def initialize(cfg: ClusterConfig, num_devices: int) -> None:
     """Joins the run's processes; alone, does nothing. Comes before any other use of JAX.
 
     Args:
-        num_devices: of the whole mesh; on machines without accelerators each process simulates its
-            share.
+        num_devices: of the whole mesh; with processes named by flags, on machines without
+            accelerators, each simulates its share.
 
     Raises:
         ValueError: the processes do not share the devices evenly.
@@ -86,13 +87,13 @@ def on_main(action: Callable[[], None]) -> None:
     """Runs `action` in process 0 while the others wait.
 
     Raises:
-        ValueError: what `action` raised, in process 0; in the others that process 0 stopped.
+        ValueError: in the other processes, that process 0 stopped; in it, whatever `action` raised.
     """
-    error: ValueError | None = None
+    error: BaseException | None = None
     if is_main():
         try:
             action()
-        except ValueError as raised:
+        except BaseException as raised:  # of whatever kind: the others must not wait for ever
             error = raised
     if jax.process_count() > 1:
         failed = multihost_utils.broadcast_one_to_all(np.array(error is not None))

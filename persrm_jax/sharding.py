@@ -87,6 +87,11 @@ def make_mesh(shape: MeshShape) -> Mesh:
             f"--mesh {shape} needs {shape.num_devices} devices and this machine offers {limit} "
             f"({kind}): --mesh {limit}x1 would fit"
         )
+    if jax.process_count() > 1 and len(devices) != shape.num_devices:
+        raise ValueError(
+            f"--mesh {shape} has {shape.num_devices} devices and the run's {jax.process_count()} "
+            f"processes have {len(devices)}: --mesh {len(devices)}x1 would fit"
+        )
     grid = np.array(devices[: shape.num_devices]).reshape(shape.data, shape.model)
     return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
 
@@ -114,6 +119,20 @@ def check_mesh(shape: MeshShape, num_heads: int, batches: Mapping[str, int]) -> 
                 f"--mesh {shape}: {name} is {size}, which {shape.data} does not divide; "
                 f"the first side can be {fits}"
             )
+
+
+def check_parts(flag: str, num_parts: int, batch_size: int, shape: MeshShape) -> None:
+    """Refuses parts of a batch that are not alike, or that the data axis does not divide.
+
+    Raises:
+        ValueError: with the numbers of parts that would fit.
+    """
+    fits = [n for n in range(1, batch_size + 1) if batch_size % (n * shape.data) == 0]
+    if num_parts not in fits:
+        raise ValueError(
+            f"{flag} {num_parts}: a step's {batch_size} rows on --mesh {shape} can be taken in "
+            f"{', '.join(map(str, fits))} parts"
+        )
 
 
 def partition(

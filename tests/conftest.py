@@ -1,10 +1,15 @@
-"""Eight CPU devices for every test, as `--mesh 8x1` simulates them."""
+"""Eight CPU devices for every test, as `--mesh 8x1` simulates them, and a compiler in a hurry: most
+of a test's time is compiling programs that run once."""
 
-import jax
-import pytest
-from jax.sharding import Mesh
+import os
 
-from persrm_jax.sharding import MeshShape, make_mesh
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from jax.sharding import Mesh  # noqa: E402
+
+from persrm_jax.sharding import MeshShape, make_mesh  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -201,3 +201,15 @@ def test_a_saved_model_needs_nothing_else(tmp_path: Path, mesh: Mesh) -> None:
 def test_a_folder_without_a_model_is_refused(tmp_path: Path, mesh: Mesh) -> None:
     with pytest.raises(ValueError, match="holds no model.json"):
         load_model(tmp_path, mesh, "float32")
+
+
+def test_of_equal_accuracies_the_first_is_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step, accuracy in ((20, 0.8), (40, 0.8), (60, 0.5), (80, 0.8), (100, 0.7)):
+        checkpoints.save(step, {"x": jnp.full(3, float(step))}, accuracy)
+    assert checkpoints.best_step() == (20, 0.8)
+    checkpoints.close()
+    again = Checkpoints(tmp_path)
+    assert again.best_step() == (20, 0.8) and again.latest_step() == 100
+    np.testing.assert_array_equal(again.restore(20, {"x": jnp.zeros(3)})["x"], 20.0)
+    again.close()

@@ -189,7 +189,7 @@ def _pairs_of(
     cfg: PairConfig,
     seed: list[int],
 ) -> list[Pair]:
-    if len(pool) < 2:
+    if len(pool) < 2 or count == 0:
         return []
     authors = sorted(pool)
     rng = np.random.default_rng(seed)

@@ -54,6 +54,8 @@ def attention(
         case "cudnn":
             if jax.default_backend() != "gpu":
                 raise ValueError("--compute.attention cudnn: needs an NVIDIA GPU")
+            if q.dtype not in (jnp.bfloat16, jnp.float16):
+                raise ValueError("--compute.attention cudnn: needs --compute.dtype bfloat16")
             mask = segment_mask(segment_ids)
             return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
         case "splash":

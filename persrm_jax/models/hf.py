@@ -69,8 +69,8 @@ def to_hf(leaf: np.ndarray, path: ParamPath, spec: ParamSpec, cfg: ModelConfig) 
 def load_hf_params(folder: Path, cfg: ModelConfig, mesh: Mesh, dtype: str = "float32") -> Params:
     """Streams the weights onto `mesh`: each device's slices of each tensor straight into its array.
 
-    Beyond the arrays themselves it holds one device's part of one stacked leaf at a time, on every
-    process.
+    Beyond the arrays themselves each process holds its own devices' parts of one stacked leaf at a
+    time.
 
     Raises:
         ValueError: no weights, a broken file, or a list of all tensors that are missing, unknown,

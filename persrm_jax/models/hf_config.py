@@ -44,9 +44,12 @@ def load_config(folder: Path) -> ModelConfig:
         raise ValueError(f"{path}: {problem}")
     if absent := [name for name in _REQUIRED if name not in hf]:
         raise ValueError(f"{path}: lacks {', '.join(absent)}")
+    for name in _REQUIRED:
+        if not isinstance(hf[name], int | float) or hf[name] <= 0:
+            raise ValueError(f"{path}: {name} is {hf[name]!r}, expected a number above 0")
     try:
         return _from_hf(hf)
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
@@ -58,7 +61,8 @@ def _unsupported(hf: dict[str, Any]) -> str | None:
     if any(hf.get(key) for key in _EXPERTS) or "moe" in str(family) or family == "mixtral":
         return "mixture-of-experts models are not supported, only dense ones"
     if hf.get("quantization_config"):
-        method = hf["quantization_config"].get("quant_method", "unknown method")
+        method = hf["quantization_config"]
+        method = method.get("quant_method") if isinstance(method, dict) else method
         return f"quantized weights ({method}) are not supported; take the unquantized model"
     if family not in FAMILIES:
         return f"model_type {family!r} is not one of {', '.join(FAMILIES)}"

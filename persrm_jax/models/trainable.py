@@ -40,6 +40,8 @@ class TrainableConfig:
     def __post_init__(self) -> None:
         if self.lora_rank < 0:
             raise ValueError(f"--train.lora-rank {self.lora_rank}: must be 0 or more")
+        if self.lora_rank and not self.lora_targets:
+            raise ValueError("--train.lora-targets: adapters need at least one")
         if self.lora_rank and self.freeze:
             raise ValueError(
                 "--train.freeze and --train.lora-rank: adapters leave all weights frozen; choose "
@@ -124,6 +126,9 @@ def split(
         return jax.jit(make, out_shardings=places)(keys), params
     flat = traverse_util.flatten_dict(params)
     stays = {p: x for p, x in flat.items() if _is_frozen(p, cfg)}
+    if cfg.freeze and not stays:
+        names = ", ".join(sorted({"/".join(p[:2]) for p in flat}))
+        raise ValueError(f"--train.freeze {cfg.freeze}: finds none of the parameters ({names})")
     if len(stays) == len(flat):
         raise ValueError(f"--train.freeze {cfg.freeze}: freezes every parameter")
     return _nest({p: x for p, x in flat.items() if p not in stays}), _nest(stays)

@@ -102,6 +102,6 @@ class Guard:
         on_main(lambda: np.savez(path, **arrays))
         return (
             f"{MAX_SKIPPED} updates in a row, up to step {step}, had a loss or gradient that is "
-            f"not finite; the last batch is in {path}. Lower the learning rate and start again: "
-            "the checkpoints before are whole"
+            f"not finite; the last batch is in {path}. Lower the learning rate and start again "
+            "with another --out (and --init with this run, if its SFT is done)"
         )

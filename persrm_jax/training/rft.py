@@ -63,6 +63,8 @@ class RftConfig:
     """Steps between rollouts that TensorBoard shows as text."""
 
     def __post_init__(self) -> None:
+        if self.patience and not self.eval_every:
+            raise ValueError(f"--rft.patience {self.patience}: needs --rft.eval-every")
         if self.group_size < 2:
             raise ValueError(
                 f"--rft.group-size {self.group_size}: a group needs at least 2 completions"

@@ -45,6 +45,10 @@ class SftConfig:
     """Greedy dev accuracy at which SFT ends early (above 1: never). RFT learns from groups in which
     some completions are right and some wrong; an SFT model without doubt leaves it none."""
 
+    def __post_init__(self) -> None:
+        if self.patience and not self.eval_every:
+            raise ValueError(f"--sft.patience {self.patience}: needs --sft.eval-every")
+
 
 def make_sft_loss(cfg: ModelConfig, compute: ComputeConfig) -> LossFn:
     """Mean negative log-likelihood of the batch's response tokens, in nats."""

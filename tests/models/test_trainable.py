@@ -168,12 +168,24 @@ def test_adapters_of_smollm2_take_a_twentieth_of_the_memory() -> None:
         ({"lora_dropout": 1.0}, "--train.lora-dropout 1.0"),
         ({"lora_targets": ("q", "w1")}, "--train.lora-targets w1: not among q, k"),
         ({"lora_rank": 4, "freeze": "embed"}, "--train.freeze and --train.lora-rank"),
+        ({"lora_rank": 4, "lora_targets": ()}, "--train.lora-targets: adapters need"),
         ({"freeze": "("}, "--train.freeze \\(: no regular expression"),
     ],
 )
 def test_a_bad_config_names_its_flag(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         TrainableConfig(**fields)
+
+
+def test_freezing_nothing_is_refused(mesh: Mesh) -> None:
+    with pytest.raises(ValueError, match="--train.freeze embedding: finds none.*embed/weight"):
+        split(
+            random_params(SMALL),
+            SMALL,
+            TrainableConfig(freeze="embedding"),
+            jax.random.key(0),
+            mesh,
+        )
 
 
 def test_freezing_everything_is_refused(mesh: Mesh) -> None:
