@@ -52,6 +52,8 @@ class RunConfig:
     rft: RftConfig = field(default_factory=RftConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    profile: int = 0
+    """Steps of each training stage to record a JAX trace of, for TensorBoard's profiler."""
     continue_sft: bool = False
     """Also train SFT on for as much compute as RFT takes: RFT's honest rival."""
 
@@ -152,5 +154,5 @@ PRESETS: dict[str, RunConfig] = {
     "qwen3-8b": replace(_PAPER, preset="qwen3-8b", model="Qwen/Qwen3-8B"),
 }
 DEFAULT = "tiny"
-FREE_FIELDS = ("mesh", "out", "cluster")
+FREE_FIELDS = ("mesh", "out", "cluster", "profile")
 """Fields in which a resumed run may differ from the folder's config."""

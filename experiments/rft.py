@@ -79,6 +79,7 @@ def run_rft(cfg: RunConfig, run: RunFolder, start: Model, mesh: Mesh) -> None:
                     patience=cfg.rft.patience,
                     frozen=frozen,
                 ),
+                profile=cfg.profile,
             )
         finally:
             checkpoints.close()

@@ -80,6 +80,7 @@ def run_sft(
                     patience=sft.patience,
                     frozen=frozen,
                 ),
+                profile=cfg.profile,
             )
         finally:
             checkpoints.close()

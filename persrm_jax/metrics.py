@@ -9,7 +9,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from persrm_jax.distributed import is_main
-from persrm_jax.jsonl import read_rows, write_text
+from persrm_jax.jsonl import write_text
 
 
 class MetricsWriter:
@@ -21,15 +21,14 @@ class MetricsWriter:
     """
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
+        path = folder / "metrics.jsonl"
+        self.kept = [row for row in read_metrics(path) if row["step"] < first_step]
+        """The steps that were logged before."""
         self._writes = is_main()
         if not self._writes:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        kept = []
-        if path.is_file():
-            kept = [row for row in _whole_rows(path) if row["step"] < first_step]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        write_text(path, "".join(json.dumps(row) + "\n" for row in self.kept))
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(
             str(folder / "tensorboard"),
@@ -73,11 +72,13 @@ class MetricsWriter:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`; a last line that was cut off is left out."""
-    return _whole_rows(path) if path.is_file() else []
-
-
-def _whole_rows(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
-    if text and not text.endswith("\n"):
-        write_text(path, text[: text.rfind("\n") + 1])
-    return [row for _, row in read_rows(path)]
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
+        if line.endswith("\n"):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from None
+    return rows

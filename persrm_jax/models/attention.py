@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from persrm_jax.models.config import Attention
-from persrm_jax.sharding import ACTIVATION_RULES, partition
+from persrm_jax.sharding import ACTIVATION_RULES, partition, platform
 
 QUERY_BLOCK = 512
 """Queries that `chunked` takes at a time."""
@@ -47,7 +47,7 @@ def attention(
         ValueError: `impl` cannot run here.
     """
     if impl == "auto":
-        impl = choose(jax.default_backend(), q.shape[1], q.shape[3], str(q.dtype))
+        impl = choose(platform(), q.shape[1], q.shape[3], str(q.dtype))
     match impl:
         case "chunked":
             return _chunked(q, k, v, segment_ids)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -95,3 +95,35 @@ def tiny_config(vocab_size: int) -> ModelConfig:
         rope_theta=1e4,
         qk_norm=True,
     )
+
+
+def _qwen2(
+    layers: int,
+    width: int,
+    mlp: int,
+    heads: int,
+    kv_heads: int,
+    *,
+    vocab: int = 151936,
+    **changes: Any,
+) -> ModelConfig:
+    fields = {"head_width": width // heads, "max_positions": 32768, "qkv_bias": True}
+    return ModelConfig(vocab, layers, width, mlp, heads, kv_heads, **{**fields, **changes})
+
+
+def _qwen3(layers: int, width: int, mlp: int, heads: int, **changes: Any) -> ModelConfig:
+    fields = {"head_width": 128, "max_positions": 40960, "qk_norm": True}
+    return ModelConfig(151936, layers, width, mlp, heads, 8, **{**fields, **changes})
+
+
+SIZES = {
+    "Qwen/Qwen2.5-0.5B-Instruct": _qwen2(24, 896, 4864, 14, 2),
+    "Qwen/Qwen2.5-1.5B-Instruct": _qwen2(28, 1536, 8960, 12, 2),
+    "Qwen/Qwen2.5-7B-Instruct": _qwen2(28, 3584, 18944, 28, 4, vocab=152064, tie_embeddings=False),
+    "Qwen/Qwen2.5-72B-Instruct": _qwen2(80, 8192, 29568, 64, 8, vocab=152064, tie_embeddings=False),
+    "Qwen/Qwen3-0.6B": _qwen3(28, 1024, 3072, 16),
+    "Qwen/Qwen3-8B": _qwen3(36, 4096, 12288, 32, tie_embeddings=False),
+    "Qwen/Qwen3-32B": _qwen3(64, 5120, 25600, 64, tie_embeddings=False),
+}
+"""Published models, by Hugging Face id: what can be planned for without fetching them. A model that
+is loaded brings its own `config.json`."""

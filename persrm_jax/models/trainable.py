@@ -155,6 +155,12 @@ def join(
     return _nest({**traverse_util.flatten_dict(frozen), **flat})
 
 
+def trained_share(trained: Params, frozen: Params | None) -> float:
+    """Parameters that train, over all."""
+    sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (trained, frozen or {})]
+    return sizes[0] / sum(sizes)
+
+
 def merge(trained: Params, frozen: Params, cfg: TrainableConfig) -> Params:
     """The whole model with adapters added into their matrices: W + (alpha / rank) A B."""
     flat = traverse_util.flatten_dict(join(trained, frozen, cfg))

@@ -1,6 +1,6 @@
 """What is wrong with a training run, as its own numbers show it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,12 @@ class Guard:
         self._given: set[str] = set()
         self._reward: float | None = None
         self._first = self._best = 0.0
+
+    def recall(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Looks at the steps that were logged before a run was cut off: it then goes on to warn as
+        if it had never been."""
+        for row in rows:
+            self.look(int(row["step"]), StepLog(row))
 
     def look(self, step: int, log: StepLog) -> list[str]:
         """The warnings of a step.

@@ -3,19 +3,17 @@
 import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from persrm_jax.checkpoint import NOT_MEASURED, Checkpoints
-from persrm_jax.distributed import any_process, is_main
+from persrm_jax.distributed import any_process
 from persrm_jax.metrics import MetricsWriter
 from persrm_jax.models.params import Params
 from persrm_jax.training.guard import Guard, StepLog
+from persrm_jax.training.progress import StepLine, Tracer
 from persrm_jax.training.step import TrainState
 
 StepFn = Callable[[TrainState, int], tuple[TrainState, StepLog]]
@@ -65,6 +63,7 @@ def train(
     writer: Callable[[int], MetricsWriter],
     show: str,
     watch: Watch,
+    profile: int = 0,
 ) -> TrainState:
     """Runs `step_fn(state, step)` from the last checkpoint to `num_steps`.
 
@@ -79,6 +78,7 @@ def train(
         writer: makes the metrics writer for the first step that will be run.
         show: the tag beside the progress bar.
         watch: looks at the model now and then, and may end training early.
+        profile: steps of which a JAX trace is recorded beside the metrics.
     """
     first = checkpoints.latest_step()
     if first is not None:
@@ -90,24 +90,27 @@ def train(
     )
     if reached:
         num_steps = first
-    guard = Guard(checkpoints.folder.parent)
-    with writer(first) as metrics, _stop_requests() as stop, _progress() as bar:
-        task = bar.add_task(name, total=num_steps, completed=first, note="")
+    folder = checkpoints.folder.parent
+    guard = Guard(folder)
+    line = StepLine(name, show, first, num_steps)
+    tracer = Tracer(folder / "tensorboard", first, num_steps, profile)
+    with writer(first) as metrics, _stop_requests() as stop, line:
+        guard.recall(metrics.kept)
         for step in range(first, num_steps):
-            start = time.perf_counter()
-            state, log = step_fn(state, step)
-            seconds = time.perf_counter() - start
-            scalars = {**log.scalars, "time/step_s": seconds}
+            line.begin()
+            with tracer.step(step):
+                state, log = step_fn(state, step)
             done = step + 1
+            scalars = {**log.scalars, **line.end(done)}
             if watch.due(done):
                 scalars["eval/dev_accuracy"] = watch.evaluate(state.params)
                 reached = scalars["eval/dev_accuracy"] >= watch.stop_at
             metrics.scalars(step, scalars)
             for warning in guard.look(step, log):
-                bar.console.print(f"[yellow]{name}, step {step}:[/] {warning}")
+                line.warn(f"step {step}: {warning}")
             for tag, text in log.texts.items():
                 metrics.text(step, tag, text)
-            bar.update(task, advance=1, note=f"{show} {log.scalars[show]:.3f}")
+            line.show(done, scalars)
             accuracy = scalars.get("eval/dev_accuracy", NOT_MEASURED)
             best = watch.due(done) and watch.is_best(checkpoints, accuracy)
             tired = watch.due(done) and not best and watch.is_tired(checkpoints, done)
@@ -144,14 +147,3 @@ def _stop_requests() -> Iterator[threading.Event]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description:>12}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        disable=not is_main(),
-    )

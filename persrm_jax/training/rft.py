@@ -5,7 +5,7 @@ the ratio is exactly 1 in value and carries the gradient (arXiv 2402.03300, eq. 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,24 +14,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from persrm_jax.chips import peak_flops
 from persrm_jax.data.batches import batch_indices, bucketed, encode_pairs
 from persrm_jax.data.prompts import PromptConfig
 from persrm_jax.distributed import place
 from persrm_jax.models.config import ComputeConfig, ModelConfig
+from persrm_jax.models.flops import train_flops
 from persrm_jax.models.logprobs import masked_mean, token_logprobs
 from persrm_jax.models.params import Params
-from persrm_jax.models.trainable import TrainableConfig, join
+from persrm_jax.models.trainable import TrainableConfig, join, trained_share
 from persrm_jax.rl.advantages import AdvantageConfig, group_relative, varied_groups
 from persrm_jax.rl.losses import LossConfig, grpo_loss
 from persrm_jax.rl.rewards import RewardConfig
 from persrm_jax.rl.rollout import JudgedRollout, roll_out
-from persrm_jax.sampling import SamplingConfig, make_generate
+from persrm_jax.sampling import Generate, SamplingConfig, make_generate
 from persrm_jax.sharding import batch_sharding
 from persrm_jax.tokenizer import Tokenizer
 from persrm_jax.training.guard import StepLog
 from persrm_jax.training.loop import StepFn
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from persrm_jax.training.step import ALL, LossFn, Metrics, TrainState, make_train_step
+from persrm_jax.training.step import ALL, LossFn, Metrics, TrainState, TrainStep, make_train_step
 from persrm_jax.types import Batch, Pair, Rollout, Totals
 
 
@@ -129,6 +131,53 @@ def count_rollout(batch: RftBatch) -> Totals:
     return Totals(jnp.asarray(mask.shape[0]), jnp.sum(mask))
 
 
+class RftPrograms(NamedTuple):
+    """The compiled parts of a step."""
+
+    generate: Generate
+    """(params, tokens [P, S], mask [P, S], keys [P * G]) -> completions."""
+    score: Callable[[Params, Batch], jax.Array]
+    """(params, rows) -> log-probabilities of their completions: the reference's."""
+    train: TrainStep
+    """(state, batch, frozen) -> (state, metrics)."""
+
+
+def make_rft_programs(
+    model: ModelConfig,
+    compute: ComputeConfig,
+    cfg: RftConfig,
+    loss_cfg: LossConfig,
+    *,
+    start: int,
+    end_ids: tuple[int, ...],
+    pad_id: int,
+    trainable: TrainableConfig = ALL,
+) -> RftPrograms:
+    """`start` is the length that prompts are padded to."""
+    temperature = cfg.sampling.temperature
+    train = make_train_step(
+        make_rft_loss(model, compute, loss_cfg, temperature=temperature, start=start),
+        make_optimizer(cfg.optimizer, cfg.steps),
+        count=count_rollout,
+        accumulate=cfg.accumulate,
+        trainable=trainable,
+    )
+    generate = make_generate(
+        model,
+        cfg.sampling,
+        end_ids=end_ids,
+        pad_id=pad_id,
+        num_samples=cfg.group_size,
+        compute=compute,
+    )
+    score = jax.jit(
+        lambda params, rows: token_logprobs(
+            params, model, rows, compute, start=start, temperature=temperature
+        )[0]
+    )
+    return RftPrograms(generate, score, train)
+
+
 def make_rft_step(
     pairs: Sequence[Pair],
     model: ModelConfig,
@@ -154,28 +203,16 @@ def make_rft_step(
         raise ValueError("a reference goes with a kl_coef above 0, and only with it")
     prompts = encode_pairs(pairs, [p.order for p in pairs], tokenizer, prompt)
     start = bucketed(max(map(len, prompts)))
-    temperature = cfg.sampling.temperature
-    optimizer = make_optimizer(cfg.optimizer, cfg.steps)
     schedule = make_schedule(cfg.optimizer, cfg.steps)
-    train_step = make_train_step(
-        make_rft_loss(model, compute, loss_cfg, temperature=temperature, start=start),
-        optimizer,
-        count=count_rollout,
-        accumulate=cfg.accumulate,
-        trainable=trainable,
-    )
-    generate = make_generate(
+    programs = make_rft_programs(
         model,
-        cfg.sampling,
+        compute,
+        cfg,
+        loss_cfg,
+        start=start,
         end_ids=tokenizer.end_ids,
         pad_id=tokenizer.pad_id,
-        num_samples=cfg.group_size,
-        compute=compute,
-    )
-    score = jax.jit(
-        lambda params, rows: token_logprobs(
-            params, model, rows, compute, start=start, temperature=temperature
-        )[0]
+        trainable=trainable,
     )
     sharding = batch_sharding(mesh)
 
@@ -184,7 +221,7 @@ def make_rft_step(
         chosen = [pairs[i] for i in batch_indices(len(pairs), cfg.prompts, step, seed)]
         judged = roll_out(
             join(state.params, frozen or {}, trainable),
-            generate,
+            programs.generate,
             chosen,
             cfg.group_size,
             jax.random.fold_in(state.key, step),
@@ -196,7 +233,9 @@ def make_rft_step(
         )
         rolled = time.perf_counter()
         rows = place(training_rows(judged.rollout), sharding)
-        ref = None if ref_params is None else jax.block_until_ready(score(ref_params, rows))
+        ref = (
+            None if ref_params is None else jax.block_until_ready(programs.score(ref_params, rows))
+        )
         referred = time.perf_counter()
         advantages = group_relative(jnp.asarray(judged.rewards), cfg.group_size, cfg.advantage)
         batch = RftBatch(
@@ -205,11 +244,15 @@ def make_rft_step(
             ref,
             place(advantages, sharding),
         )
-        state, metrics = train_step(state, batch, frozen)
+        state, metrics = programs.train(state, batch, frozen)
         scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}
         end = time.perf_counter()
         num_new = int(judged.rollout.completion_mask.sum())
-        num_all = num_new + int(judged.rollout.prompt_mask.sum())
+        lengths = judged.rollout.completion_mask.sum(axis=1) + judged.rollout.prompt_mask.sum(
+            axis=1
+        )
+        num_all = int(lengths.sum())
+        flops = train_flops(model, lengths, trained_share(state.params, frozen))
         scalars |= rollout_metrics(judged, cfg, tokenizer.end_ids)
         scalars |= {
             "loss/learning_rate": float(schedule(step)),
@@ -218,6 +261,8 @@ def make_rft_step(
             "time/train_s": end - referred,
             "time/rollout_tokens_per_s": num_new / (rolled - begin),
             "time/train_tokens_per_s": num_all / (end - referred),
+            "time/tokens_per_s": num_all / (end - begin),
+            "time/mfu": flops / (end - referred) / (peak_flops() * mesh.size),
         }
         texts = {}
         if step % cfg.text_every == 0 or step == cfg.steps - 1:

@@ -6,19 +6,22 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
+from persrm_jax.chips import peak_flops
 from persrm_jax.data.batches import Packer, Row, batch_indices, bucketed, packed_batch
 from persrm_jax.distributed import place
 from persrm_jax.models.config import ComputeConfig, ModelConfig
+from persrm_jax.models.flops import train_flops
 from persrm_jax.models.logprobs import masked_mean, token_logprobs
 from persrm_jax.models.params import Params
-from persrm_jax.models.trainable import TrainableConfig
+from persrm_jax.models.trainable import TrainableConfig, trained_share
 from persrm_jax.sharding import batch_sharding
 from persrm_jax.training.guard import StepLog
 from persrm_jax.training.loop import StepFn
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from persrm_jax.training.step import ALL, LossFn, Metrics, TrainState, make_train_step
+from persrm_jax.training.step import ALL, LossFn, Metrics, TrainState, TrainStep, make_train_step
 from persrm_jax.types import Batch, Totals
 
 
@@ -74,6 +77,19 @@ def count_batch(batch: Batch) -> Totals:
     return Totals(jnp.sum(jnp.max(batch.segment_ids, axis=1)), jnp.sum(batch.loss_mask[:, 1:]))
 
 
+def make_sft_program(
+    model: ModelConfig, compute: ComputeConfig, cfg: SftConfig, trainable: TrainableConfig = ALL
+) -> TrainStep:
+    """The compiled part of a step: (state, batch, frozen) -> (state, metrics)."""
+    return make_train_step(
+        make_sft_loss(model, compute),
+        make_optimizer(cfg.optimizer, cfg.steps),
+        count=count_batch,
+        accumulate=cfg.accumulate,
+        trainable=trainable,
+    )
+
+
 def make_sft_step(
     rows: Sequence[Row],
     model: ModelConfig,
@@ -95,15 +111,8 @@ def make_sft_step(
     Raises:
         ValueError: a trace longer than `cfg.pack_length`.
     """
-    optimizer = make_optimizer(cfg.optimizer, cfg.steps)
+    train_step = make_sft_program(model, compute, cfg, trainable)
     schedule = make_schedule(cfg.optimizer, cfg.steps)
-    train_step = make_train_step(
-        make_sft_loss(model, compute),
-        optimizer,
-        count=count_batch,
-        accumulate=cfg.accumulate,
-        trainable=trainable,
-    )
     lengths = [len(prompt) + len(response) for prompt, response in rows]
     length = cfg.pack_length or bucketed(max(lengths))
     packer = Packer(lengths, length, seed) if cfg.pack_length else None
@@ -121,12 +130,15 @@ def make_sft_step(
         state, metrics = train_step(state, placed, frozen)
         scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}
         seconds = time.perf_counter() - start
+        trained = np.array([lengths[i] for chosen in bins for i in chosen])
+        flops = train_flops(model, trained, trained_share(state.params, frozen))
         return state, StepLog(
             {
                 **scalars,
                 "loss/learning_rate": float(schedule(step)),
                 "time/train_s": seconds,
                 "time/tokens_per_s": num_tokens / seconds,
+                "time/mfu": flops / seconds / (peak_flops() * mesh.size),
                 "length/padding": 1 - num_tokens / batch.tokens.size,
             },
             batch=placed,

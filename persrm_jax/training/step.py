@@ -1,6 +1,7 @@
 """The train state, and one optimizer step made from a loss."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -42,21 +43,36 @@ def init_state(
 ) -> TrainState:
     """A state at step 0, its parameters a copy, since steps donate the state's buffers. Moments get
     the shardings of their parameters."""
+    places = jax.tree.map(lambda x: x.sharding, abstract_state(params, optimizer, mesh))
+    return jax.jit(partial(_new_state, optimizer), out_shardings=places)(params, key)
 
-    def make(params: Params, key: jax.Array) -> TrainState:
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
 
-    shardings = optax.tree_map_params(
+def abstract_state(
+    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Shapes, dtypes and shardings of `init_state`, whose `params` may be abstract."""
+    everywhere = replicated(mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(partial(_new_state, optimizer), params, key)
+    moments = optax.tree_map_params(
         optimizer,
         lambda _, param: param.sharding,
-        jax.eval_shape(make, params, key).opt_state,
+        state.opt_state,
         params,
-        transform_non_params=lambda _: replicated(mesh),
+        transform_non_params=lambda _: everywhere,
     )
-    everywhere = replicated(mesh)
     places: Any = jax.tree.map(lambda p: p.sharding, params)
-    state_shardings = TrainState(everywhere, places, shardings, everywhere)
-    return jax.jit(make, out_shardings=state_shardings)(params, key)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        state,
+        TrainState(everywhere, places, moments, everywhere),
+    )
+
+
+def _new_state(
+    optimizer: optax.GradientTransformation, params: Params, key: jax.Array
+) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
 
 
 def make_train_step(
@@ -70,8 +86,8 @@ def make_train_step(
     """Returns the jitted (state, batch, frozen={}) -> (state, metrics). The old state's buffers are
     reused.
 
-    A loss or gradient that is not finite leaves parameters and optimizer as they were; the metric
-    `guard/skipped` is then 1.
+    A loss or gradient that is not finite leaves parameters, optimizer and its schedule as they
+    were; the metric `guard/skipped` is then 1.
 
     Args:
         count: a batch's totals; needed where it is taken in parts.
