@@ -61,6 +61,11 @@ def make_optimizer(cfg: OptimizerConfig, num_steps: int) -> optax.GradientTransf
     )
 
 
+def num_updates(opt_state: optax.OptState) -> int:
+    """Updates that were made; those that were skipped left no trace."""
+    return int(optax.tree.get_all_with_path(opt_state, "count")[0][1])
+
+
 def _decayed(params: Params) -> Params:
     """True for matrices: leaves named kernel or weight, and an adapter's two."""
     return jax.tree.map_with_path(

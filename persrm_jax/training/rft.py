@@ -32,7 +32,12 @@ from persrm_jax.sharding import batch_sharding
 from persrm_jax.tokenizer import Tokenizer
 from persrm_jax.training.guard import StepLog
 from persrm_jax.training.loop import StepFn
-from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from persrm_jax.training.optimizer import (
+    OptimizerConfig,
+    make_optimizer,
+    make_schedule,
+    num_updates,
+)
 from persrm_jax.training.step import ALL, LossFn, Metrics, TrainState, TrainStep, make_train_step
 from persrm_jax.types import Batch, Pair, Rollout, Totals
 
@@ -233,9 +238,9 @@ def make_rft_step(
         )
         rolled = time.perf_counter()
         rows = place(training_rows(judged.rollout), sharding)
-        ref = (
-            None if ref_params is None else jax.block_until_ready(programs.score(ref_params, rows))
-        )
+        ref = None
+        if ref_params is not None:
+            ref = jax.block_until_ready(programs.score(ref_params, rows))
         referred = time.perf_counter()
         advantages = group_relative(jnp.asarray(judged.rewards), cfg.group_size, cfg.advantage)
         batch = RftBatch(
@@ -244,18 +249,17 @@ def make_rft_step(
             ref,
             place(advantages, sharding),
         )
+        learning_rate = float(schedule(num_updates(state.opt_state)))
         state, metrics = programs.train(state, batch, frozen)
         scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}
         end = time.perf_counter()
-        num_new = int(judged.rollout.completion_mask.sum())
-        lengths = judged.rollout.completion_mask.sum(axis=1) + judged.rollout.prompt_mask.sum(
-            axis=1
-        )
-        num_all = int(lengths.sum())
+        new = judged.rollout.completion_mask.sum(axis=1)
+        lengths = new + judged.rollout.prompt_mask.sum(axis=1)
+        num_new, num_all = int(new.sum()), int(lengths.sum())
         flops = train_flops(model, lengths, trained_share(state.params, frozen))
         scalars |= rollout_metrics(judged, cfg, tokenizer.end_ids)
         scalars |= {
-            "loss/learning_rate": float(schedule(step)),
+            "loss/learning_rate": learning_rate,
             "time/rollout_s": rolled - begin,
             "time/reference_s": referred - rolled,
             "time/train_s": end - referred,

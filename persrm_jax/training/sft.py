@@ -20,7 +20,12 @@ from persrm_jax.models.trainable import TrainableConfig, trained_share
 from persrm_jax.sharding import batch_sharding
 from persrm_jax.training.guard import StepLog
 from persrm_jax.training.loop import StepFn
-from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from persrm_jax.training.optimizer import (
+    OptimizerConfig,
+    make_optimizer,
+    make_schedule,
+    num_updates,
+)
 from persrm_jax.training.step import ALL, LossFn, Metrics, TrainState, TrainStep, make_train_step
 from persrm_jax.types import Batch, Totals
 
@@ -127,6 +132,7 @@ def make_sft_step(
         batch = packed_batch([[rows[i] for i in chosen] for chosen in bins], pad_id, length)
         num_tokens = int((batch.segment_ids > 0).sum())
         placed = place(batch, sharding)
+        learning_rate = float(schedule(num_updates(state.opt_state)))
         state, metrics = train_step(state, placed, frozen)
         scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}
         seconds = time.perf_counter() - start
@@ -135,7 +141,7 @@ def make_sft_step(
         return state, StepLog(
             {
                 **scalars,
-                "loss/learning_rate": float(schedule(step)),
+                "loss/learning_rate": learning_rate,
                 "time/train_s": seconds,
                 "time/tokens_per_s": num_tokens / seconds,
                 "time/mfu": flops / seconds / (peak_flops() * mesh.size),
