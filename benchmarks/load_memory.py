@@ -7,7 +7,6 @@ stacked tensor plus 1 GiB.
 """
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -22,27 +21,17 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from persrm_jax import cli
+from persrm_jax.chips import GIB, process_memory
 from persrm_jax.jsonl import write_text
-from persrm_jax.models.config import ModelConfig
+from persrm_jax.models.config import SIZES, ModelConfig
 from persrm_jax.models.hf import hf_names, hf_shape, load_hf_params
 from persrm_jax.models.hf_config import hf_config, load_config
 from persrm_jax.models.params import param_specs
 from persrm_jax.runs import provenance
 from persrm_jax.sharding import MeshShape, make_mesh
 
-QWEN2_5_1_5B = ModelConfig(
-    vocab_size=151936,
-    num_layers=28,
-    width=1536,
-    mlp_width=8960,
-    num_heads=12,
-    num_kv_heads=2,
-    head_width=128,
-    max_positions=32768,
-    qkv_bias=True,
-)
+QWEN2_5_1_5B = SIZES["Qwen/Qwen2.5-1.5B-Instruct"]
 MESHES = ("1x1", "8x1", "4x2")
-GIB = 2**30
 
 
 def write_checkpoint(folder: Path, cfg: ModelConfig, per_file: int = 100) -> None:
@@ -75,7 +64,7 @@ def measure_load(folder: Path, mesh: str) -> dict[str, float | str | bool]:
     jax.block_until_ready(jax.device_put(np.zeros(8)))
     cfg = load_config(folder)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
-    before = _memory("VmRSS")
+    before = process_memory("VmRSS")
     start = time.perf_counter()
     params = jax.block_until_ready(load_hf_params(folder, cfg, devices, "bfloat16"))
     seconds = time.perf_counter() - start
@@ -83,7 +72,7 @@ def measure_load(folder: Path, mesh: str) -> dict[str, float | str | bool]:
         shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards
     )
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
-    peak = _memory("VmHWM")
+    peak = process_memory("VmHWM")
     beyond = peak - before - arrays
     return {
         "mesh": mesh,
@@ -94,12 +83,6 @@ def measure_load(folder: Path, mesh: str) -> dict[str, float | str | bool]:
         "within": beyond <= largest + GIB,
         "seconds": seconds,
     }
-
-
-def _memory(field: str) -> int:
-    """Resident bytes now (VmRSS) or at the peak (VmHWM); getrusage's peak may be the parent's."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 
 @dataclass(frozen=True)

@@ -157,12 +157,12 @@ def param_sharding(
     return NamedSharding(mesh, partition(shape, axes, PARAM_RULES, mesh))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Where batch-major arrays live."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())
 

@@ -13,7 +13,7 @@ from persrm_jax.checkpoint import load_tree, save_tree
 from persrm_jax.distributed import on_main
 from persrm_jax.jsonl import write_text
 from persrm_jax.models import hf
-from persrm_jax.models.config import ModelConfig, RopeScaling, tiny_config
+from persrm_jax.models.config import SIZES, ModelConfig, RopeScaling, tiny_config
 from persrm_jax.models.gguf import smollm2_folder
 from persrm_jax.models.hf import load_hf_params
 from persrm_jax.models.hf_config import load_config
@@ -90,9 +90,12 @@ def load_tokenizer(source: str) -> Tokenizer:
 
 
 def read_config(source: str) -> ModelConfig:
-    """The config of a pretrained or saved model; of `tiny`, all but its vocabulary."""
+    """The config of a pretrained or saved model; of `tiny`, all but its vocabulary. Those of
+    well-known hub ids are known without the hub."""
     if source == FROM_SCRATCH:
         return tiny_config(vocab_size=64)
+    if source in SIZES and not Path(source).is_dir():
+        return SIZES[source]
     folder = pretrained_folder(source)
     return saved_config(folder) if (folder / "model.json").is_file() else load_config(folder)
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from persrm_jax.models.config import ModelConfig
 from persrm_jax.models.params import Params, ParamSpec, Path, init_leaf, param_specs
@@ -84,7 +84,7 @@ def adapter_specs(model: ModelConfig, cfg: TrainableConfig) -> list[tuple[Path, 
 
 
 def abstract_trained(
-    model: ModelConfig, cfg: TrainableConfig, mesh: Mesh, dtype: str = "float32"
+    model: ModelConfig, cfg: TrainableConfig, mesh: Mesh | AbstractMesh, dtype: str = "float32"
 ) -> Params:
     """Shapes, dtypes and shardings of what trains: what a checkpoint of it is restored into."""
     specs = adapter_specs(model, cfg) if cfg.lora_rank else param_specs(model)

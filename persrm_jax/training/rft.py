@@ -38,7 +38,15 @@ from persrm_jax.training.optimizer import (
     make_schedule,
     num_updates,
 )
-from persrm_jax.training.step import ALL, LossFn, Metrics, TrainState, TrainStep, make_train_step
+from persrm_jax.training.step import (
+    ALL,
+    LossFn,
+    Metrics,
+    TrainState,
+    TrainStep,
+    make_train_step,
+    map_parts,
+)
 from persrm_jax.types import Batch, Pair, Rollout, Totals
 
 
@@ -53,7 +61,8 @@ class RftConfig:
     group_size: int = 8
     """Completions of each (G)."""
     accumulate: int = 1
-    """Parts in which an update takes its completions; more parts take less memory."""
+    """Parts in which an update, and the reference, take a step's completions; more parts take less
+    memory."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
@@ -175,11 +184,16 @@ def make_rft_programs(
         num_samples=cfg.group_size,
         compute=compute,
     )
-    score = jax.jit(
-        lambda params, rows: token_logprobs(
-            params, model, rows, compute, start=start, temperature=temperature
-        )[0]
-    )
+
+    @jax.jit
+    def score(params: Params, rows: Batch) -> jax.Array:
+        def part(rows: Batch) -> jax.Array:
+            return token_logprobs(
+                params, model, rows, compute, start=start, temperature=temperature
+            )[0]
+
+        return map_parts(part, rows, cfg.accumulate)
+
     return RftPrograms(generate, score, train)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from persrm_jax.models.params import Params
 from persrm_jax.models.trainable import TrainableConfig, join
@@ -48,7 +48,7 @@ def init_state(
 
 
 def abstract_state(
-    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh
+    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh | AbstractMesh
 ) -> TrainState:
     """Shapes, dtypes and shardings of `init_state`, whose `params` may be abstract."""
     everywhere = replicated(mesh)
@@ -152,6 +152,14 @@ def _split(x: jax.Array, num_parts: int) -> jax.Array:
     """[B, ...] -> [parts, B / parts, ...]. Each part takes every so many-th row, so that rows which
     lie on one device stay there."""
     return x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def map_parts(function: Callable[[Any], jax.Array], batch: Any, num_parts: int) -> jax.Array:
+    """`function(batch)`, rows in rows out, taken in parts one after the other."""
+    if num_parts == 1:
+        return function(batch)
+    out = jax.lax.map(function, jax.tree.map(lambda x: _split(x, num_parts), batch))
+    return out.swapaxes(0, 1).reshape(-1, *out.shape[2:])
 
 
 def _combine(total: Metrics, part: Metrics) -> Metrics:

@@ -8,37 +8,16 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from small_model import small_model
 
-from persrm_jax.models.config import ComputeConfig, ModelConfig
+from persrm_jax.models.config import SIZES, ComputeConfig
 from persrm_jax.models.params import abstract_params
 from persrm_jax.sampling import SamplingConfig, make_generate
 from persrm_jax.training.sft import make_sft_loss
 from persrm_jax.types import Batch
 
-QWEN2_5_72B = ModelConfig(
-    vocab_size=152064,
-    num_layers=80,
-    width=8192,
-    mlp_width=29568,
-    num_heads=64,
-    num_kv_heads=8,
-    head_width=128,
-    max_positions=32768,
-    qkv_bias=True,
-    tie_embeddings=False,
-)
-QWEN3_32B = ModelConfig(
-    vocab_size=151936,
-    num_layers=64,
-    width=5120,
-    mlp_width=25600,
-    num_heads=64,
-    num_kv_heads=8,
-    head_width=128,
-    max_positions=40960,
-    qk_norm=True,
-    tie_embeddings=False,
-)
-MODELS = {"72b": (QWEN2_5_72B, 72.7e9), "32b": (QWEN3_32B, 32.8e9)}
+MODELS = {
+    "72b": (SIZES["Qwen/Qwen2.5-72B-Instruct"], 72.7e9),
+    "32b": (SIZES["Qwen/Qwen3-32B"], 32.8e9),
+}
 CHIPS = {
     "v5p": ("tpu", ("TPU v5p", 1, "tpu"), "splash"),
     # cuDNN's kernel cannot be traced without a GPU.
