@@ -4,7 +4,8 @@
     python -m experiments.convert --from Qwen/Qwen2.5-0.5B-Instruct --to start/
 
 `--from` names a run (its last trained stage), a model folder that a run saved, or one of its Orbax
-checkpoints (RUN/rft/checkpoints/60): the result loads in transformers and vLLM. Or it names a
+checkpoints (RUN/rft/checkpoints/60): the result loads in transformers and vLLM. With --adapter, the
+adapters of such a checkpoint alone, as PEFT has them, beside the model they go on. Or it names a
 Hugging Face folder, hub id, or `smollm2`: the result is a model folder of ours, for `--init`.
 """
 
@@ -21,7 +22,7 @@ from experiments.presets import RunConfig
 from persrm_jax import cli
 from persrm_jax.checkpoint import load_params
 from persrm_jax.models.config import ModelConfig
-from persrm_jax.models.hf_export import export_hf
+from persrm_jax.models.hf_export import export_adapter, export_hf
 from persrm_jax.models.load import (
     Model,
     load_model,
@@ -30,6 +31,7 @@ from persrm_jax.models.load import (
     save_model,
     stored_dtype,
 )
+from persrm_jax.models.params import Params
 from persrm_jax.models.trainable import abstract_trained, merge, split
 from persrm_jax.runs import RunFolder, read_config_file
 from persrm_jax.sharding import MeshShape, make_mesh
@@ -50,6 +52,8 @@ class ConvertConfig:
     """float32, bfloat16 or float16; by default as stored, so that the way back is exact."""
     mesh: cli.Mesh = MeshShape(1, 1)
     """Devices to load onto, data x model."""
+    adapter: bool = False
+    """Write a checkpoint's adapters apart, in TO/adapter, and the model they go on in TO/base."""
 
     def __post_init__(self) -> None:
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
@@ -62,6 +66,8 @@ def convert(cfg: ConvertConfig, mesh: Mesh) -> str:
     """Converts, and says what was written."""
     source = Path(cfg.from_)
     run: Path | None
+    if cfg.adapter:
+        return _convert_adapter(cfg, _checkpoint_of(source), mesh)
     if (step := _checkpoint_of(source)) is not None:
         model, run = _load_checkpoint(step, mesh), step.parents[2]
     elif (folder := _trained_folder(source)) is not None:
@@ -97,19 +103,39 @@ def _trained_folder(source: Path) -> Path | None:
     raise ValueError(f"--from {source}: this run has not saved a model yet")
 
 
+def _convert_adapter(cfg: ConvertConfig, step: Path | None, mesh: Mesh) -> str:
+    if step is None:
+        raise ValueError(
+            f"--from {cfg.from_}: --adapter needs a checkpoint (RUN/rft/checkpoints/60)"
+        )
+    run, start, trained = _read_checkpoint(step, mesh)
+    if not run.train.lora_rank:
+        raise ValueError(f"--from {cfg.from_}: trained without adapters (--train.lora-rank)")
+    base, adapter = cfg.to / "base", cfg.to / "adapter"
+    export_hf(base, start.config, start.params, start.tokenizer, dtype=cfg.dtype)
+    export_adapter(adapter, trained, run.train, base=str(base.absolute()))
+    size = sum(leaf.size for leaf in jax.tree.leaves(trained))
+    return f"{adapter}: a PEFT adapter ({size:,} parameters), to go on {base}"
+
+
 def _load_checkpoint(step: Path, mesh: Mesh) -> Model:
     """The model of a train state: what it trained, with what its stage began from."""
+    cfg, start, trained = _read_checkpoint(step, mesh)
+    if not cfg.train.lora_rank and not cfg.train.freeze:
+        return replace(start, params=trained)
+    frozen = split(start.params, start.config, cfg.train, jax.random.key(0), mesh)[1]
+    return replace(start, params=merge(trained, frozen, cfg.train))
+
+
+def _read_checkpoint(step: Path, mesh: Mesh) -> tuple[RunConfig, Model, Params]:
+    """The config of a checkpoint's run, the model its stage began from, and what it trained."""
     run = step.parents[2]
     if not (run / "config.json").is_file():
         raise ValueError(f"--from {step}: lies in no run folder (RUN/STAGE/checkpoints/STEP)")
     cfg = read_config_file(run / "config.json", RunConfig)
     start = _start_of(step.parents[1].name, cfg, run, mesh)
     dtype = cfg.compute.param_dtype
-    trained = load_params(step, abstract_trained(start.config, cfg.train, mesh, dtype))
-    if not cfg.train.lora_rank and not cfg.train.freeze:
-        return replace(start, params=trained)
-    frozen = split(start.params, start.config, cfg.train, jax.random.key(0), mesh)[1]
-    return replace(start, params=merge(trained, frozen, cfg.train))
+    return cfg, start, load_params(step, abstract_trained(start.config, cfg.train, mesh, dtype))
 
 
 def _start_of(stage: str, cfg: RunConfig, run: Path, mesh: Mesh) -> Model:

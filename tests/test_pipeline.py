@@ -342,37 +342,3 @@ def test_init_starts_at_rft(finished: tuple, tmp_path: Path) -> None:
     for ours, theirs in zip(ROLLOUTS[begin:], finished[1], strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert read_records(cfg.out / "documents.jsonl", Document)
-
-
-def _assert_same_training(first: Path, second: Path, num_steps: int) -> None:
-    rft = list(zip(_rows(first, "rft"), _rows(second, "rft"), strict=True))
-    sft = list(zip(_rows(first, "sft"), _rows(second, "sft"), strict=True))
-    assert len(rft) == num_steps and len(sft) == 3
-    for a, b in rft:
-        assert a["loss/scale"] > 0, "no group differed: nothing is compared"
-        assert abs(a["loss/total"] - b["loss/total"]) <= 1e-5 * a["loss/scale"]
-        assert a["reward/mean"] == b["reward/mean"]
-        assert a["kl/mean"] == pytest.approx(b["kl/mean"], abs=1e-5)
-        assert a["loss/grad_norm"] == pytest.approx(b["loss/grad_norm"], rel=1e-3)
-    for a, b in sft:
-        assert abs(a["loss/total"] - b["loss/total"]) <= 1e-5 * a["loss/total"]
-
-
-@pytest.mark.parametrize("num_steps", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_eight_devices_train_as_one_does(
-    finished: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_steps: int
-) -> None:
-    monkeypatch.setattr(experiments.rft, "evaluate_run", lambda *args: None)
-    monkeypatch.setattr(experiments.rft, "report_runs", lambda *args: None)
-    cfg = replace(SMALL, rft=replace(SMALL.rft, steps=num_steps), continue_sft=False)
-    alone, sampled = finished[0].out, finished[1]
-    if num_steps != SMALL.rft.steps:
-        alone, begin = tmp_path / "1x1", len(ROLLOUTS)
-        experiments.rft.run_all(replace(cfg, out=alone))
-        sampled = ROLLOUTS[begin:]
-    begin = len(ROLLOUTS)
-    experiments.rft.run_all(replace(cfg, out=tmp_path / "8x1", mesh=MeshShape(8, 1)))
-    assert len(sampled) == num_steps
-    for ours, theirs in zip(ROLLOUTS[begin:], sampled, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    _assert_same_training(alone, tmp_path / "8x1", num_steps)

@@ -46,7 +46,12 @@ def hf_names(path: ParamPath, spec: ParamSpec) -> list[str]:
         return [_TOP[path]]
     _, module, leaf = path
     suffix = "bias" if leaf == "bias" else "weight"
-    return [f"model.layers.{i}.{_MODULES[module]}.{suffix}" for i in range(spec.shape[0])]
+    return [f"{hf_module(module, i)}.{suffix}" for i in range(spec.shape[0])]
+
+
+def hf_module(name: str, layer: int) -> str:
+    """What Hugging Face calls a part of a layer."""
+    return f"model.layers.{layer}.{_MODULES[name]}"
 
 
 def hf_shape(path: ParamPath, spec: ParamSpec, cfg: ModelConfig) -> tuple[int, ...]:

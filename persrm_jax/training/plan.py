@@ -22,6 +22,9 @@ from persrm_jax.training.sft import SftConfig, make_sft_program
 from persrm_jax.training.step import TrainState, abstract_state
 from persrm_jax.types import Batch
 
+CPU_RUNTIME = 0.4 * 2**30
+"""Bytes that the compiler and the runtime of a CPU hold beside a program's own, whatever its size
+(`benchmarks.step_memory`)."""
 AnyMesh = Mesh | AbstractMesh
 PROGRAMS = ("sft", "rollout", "reference", "rft")
 
@@ -232,6 +235,8 @@ def measure(name: str, job: Job, mesh: Mesh) -> Usage:
         # Donated arguments come back as results: counted once.
         results = stats.output_size_in_bytes - stats.alias_size_in_bytes
         temporary = stats.temp_size_in_bytes + results + stats.generated_code_size_in_bytes
+    if mesh.devices.flat[0].platform == "cpu":
+        temporary += round(CPU_RUNTIME / mesh.size)
     batch = arguments - device_bytes((state.params, frozen))
     if name in ("sft", "rft"):
         batch -= device_bytes(state.opt_state)

@@ -5,6 +5,7 @@ the ratio is exactly 1 in value and carries the gradient (arXiv 2402.03300, eq. 
 """
 
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -306,6 +307,8 @@ def rollout_metrics(
         "reward/varied_groups": float(varied_groups(jnp.asarray(judged.rewards), cfg.group_size)),
         "length/completion": float(lengths.mean()),
         "length/truncated": float(1 - np.isin(last, end_ids).mean()),
+        # Two runs that drew the same tokens agree here; 24 bits, which a float32 holds.
+        "sampler/checksum": float(zlib.crc32(judged.rollout.completion_tokens.tobytes()) % 2**24),
     }
 
 

@@ -75,9 +75,9 @@ def test_an_orbax_checkpoint_of_a_stage_that_has_not_finished(run: Path, tmp_pat
     np.testing.assert_array_equal(embedding(tmp_path / "hf"), want)
 
 
-def test_a_checkpoint_of_adapters_is_merged(tmp_path: Path, mesh: Mesh) -> None:
+def adapters_of(run: Path, mesh: Mesh) -> tuple[TrainableConfig, Params, Params]:
+    """A run with a checkpoint of adapters at step 7: their config, they, and their base."""
     lora = TrainableConfig(lora_rank=4)
-    run = tmp_path / "run"
     RunFolder(run, replace(PRESETS["tiny"], train=lora))
     save_model(run / "sft" / "model", Model(SMALL, random_params(SMALL), byte_tokenizer()))
     trained, frozen = split(random_params(SMALL), SMALL, lora, jax.random.key(0), mesh)
@@ -86,11 +86,51 @@ def test_a_checkpoint_of_adapters_is_merged(tmp_path: Path, mesh: Mesh) -> None:
     checkpoints = Checkpoints(run / "rft" / "checkpoints")
     checkpoints.save(7, init_state(trained, optimizer, jax.random.key(0), mesh))
     checkpoints.close()
+    return lora, trained, frozen
+
+
+def test_a_checkpoint_of_adapters_is_merged(tmp_path: Path, mesh: Mesh) -> None:
+    run = tmp_path / "run"
+    lora, trained, frozen = adapters_of(run, mesh)
     main(["--from", str(run / "rft" / "checkpoints" / "7"), "--to", str(tmp_path / "hf")])
     down = load_file(tmp_path / "hf" / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
     want = merge(trained, frozen, lora)["layers"]["down"]["kernel"][1]
     np.testing.assert_array_equal(down, want.T)
     assert (down != frozen["layers"]["down"]["kernel"][1].T).all()
+
+
+def test_adapters_apart_are_what_peft_names_them(tmp_path: Path, mesh: Mesh) -> None:
+    run = tmp_path / "run"
+    lora, trained, frozen = adapters_of(run, mesh)
+    step = ["--from", str(run / "rft" / "checkpoints" / "7")]
+    main([*step, "--to", str(tmp_path / "out"), "--adapter"])
+    tensors = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    base = load_file(tmp_path / "out" / "base" / "model.safetensors")
+    merged = merge(trained, frozen, lora)["layers"]
+    for ours, module in (
+        ("o", "self_attn.o_proj"),
+        ("k", "self_attn.k_proj"),
+        ("up", "mlp.up_proj"),
+    ):
+        name = f"model.layers.1.{module}"
+        a, b = (tensors[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
+        weight = base[f"{name}.weight"] + lora.scale * b @ a  # PEFT's definition
+        want = np.asarray(merged[ours]["kernel"][1]).reshape(weight.shape[::-1]).T
+        np.testing.assert_allclose(weight, want, rtol=1e-5, atol=1e-6)
+    assert len(tensors) == 2 * 7 * SMALL.num_layers
+    config = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
+    assert config["r"] == 4 and config["lora_alpha"] == 32.0
+    assert set(config["target_modules"]) == {
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    }
+
+
+def test_a_run_without_adapters_has_none_to_write(run: Path, tmp_path: Path) -> None:
+    step = ["--from", str(run / "rft" / "checkpoints" / "3"), "--to", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="trained without adapters"):
+        main([*step, "--adapter"])
+    with pytest.raises(ValueError, match="--adapter needs a checkpoint"):
+        main(["--from", str(run), "--to", str(tmp_path / "out"), "--adapter"])
 
 
 def test_the_card_says_how_it_was_trained(run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,251 @@
+"""Kills a run at random moments, starts it again each time, and compares it with one that was left
+alone: parameters, and every (step, tag, value) of metrics.jsonl and TensorBoard outside `time/`.
+
+    python -m benchmarks.crash [--kills 10] [--out results/crash.md]      # or: make crash
+
+SIGKILL, so that nothing can be tidied up. The moments are random: a step, and how far into the
+next ones. One kill more waits for a checkpoint that is being written, and one restart goes on over
+another mesh, compared to 1e-5.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from persrm_jax import cli
+from persrm_jax.jsonl import write_text
+from persrm_jax.metrics import read_metrics
+from persrm_jax.models.load import load_model
+from persrm_jax.runs import provenance
+from persrm_jax.sharding import MeshShape, make_mesh
+
+STAGES = ("sft", "rft")
+FLAGS = (
+    "--sft.steps 40 --sft.save-every 4 --sft.eval-every 10 --sft.stop-accuracy 2 "
+    "--pairs.num-train 400 --eval.max-dev-pairs 8 --rft.steps 12 --rft.prompts 8 "
+    "--rft.group-size 4 --rft.save-every 2 --rft.eval-every 4 --rft.sampling.max-new-tokens 32 "
+    "--eval.max-pairs 2 --eval.batch-size 8"
+).split()
+WRITING = "checkpoints/*.orbax-checkpoint-tmp*"
+
+
+@dataclass(frozen=True)
+class Config:
+    """How often to kill."""
+
+    kills: int = 10
+    """Kills at random moments."""
+    seed: int = 0
+    """Of the moments."""
+    out: Path | None = None
+    """Where to write the table, as Markdown."""
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.kills <= 20:
+            raise ValueError(f"--kills {self.kills}: from 2 to 20 fit into the run")
+
+
+def start(folder: Path, mesh: str = "1x1") -> subprocess.Popen[bytes]:
+    """The real command, in the background, what it says in a file beside the folder."""
+    command = [sys.executable, "-m", "experiments.rft", *FLAGS, "--mesh", mesh]
+    said = folder.with_suffix(".log").open("ab")
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [*command, "--out", str(folder)], stdout=said, stderr=said, env=environment
+    )
+
+
+def finish(folder: Path, mesh: str = "1x1") -> None:
+    """Runs to the end.
+
+    Raises:
+        ValueError: it did not get there.
+    """
+    if start(folder, mesh).wait():
+        raise ValueError(f"the run failed: {folder.with_suffix('.log').read_text()[-2000:]}")
+
+
+def position(folder: Path) -> str:
+    """Where a run is: its stage and the steps it has logged."""
+    done = [s for s in reversed(STAGES) if (folder / s / "metrics.jsonl").is_file()]
+    if not done:
+        return "before the first step"
+    return f"{done[0]} step {len(read_metrics(folder / done[0] / 'metrics.jsonl'))}"
+
+
+def kill_at(folder: Path, stage: str, step: int, seconds: float) -> str:
+    """Starts the run and kills it so many seconds after `stage` has logged `step` in this sitting.
+
+    Raises:
+        ValueError: it ended before.
+    """
+    file = folder / stage / "metrics.jsonl"
+    lowest = _num_rows(file)
+    process = start(folder)
+    begin = None
+    while process.poll() is None:
+        now = _num_rows(file)
+        lowest = min(lowest, now)  # steps to be done again
+        if begin is None and now > max(step, lowest):
+            begin = time.monotonic()
+        if begin is not None and time.monotonic() - begin >= seconds:
+            return _kill(process, folder)
+        time.sleep(0.002)
+    raise ValueError(f"the run ended before it could be killed: {folder}")
+
+
+def _num_rows(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def kill_while_writing(folder: Path) -> str:
+    """Kills the run as soon as it writes a checkpoint past its first.
+
+    Raises:
+        ValueError: it ended before.
+    """
+    process = start(folder)
+    while process.poll() is None:
+        saved = list(folder.glob("*/checkpoints/[0-9]*/_CHECKPOINT_METADATA"))
+        if saved and any(any((folder / stage).glob(WRITING)) for stage in STAGES):
+            return _kill(process, folder)
+        time.sleep(0.0005)
+    raise ValueError(f"the run ended before it could be killed: {folder}")
+
+
+def moments(num_kills: int, rng: random.Random) -> list[tuple[str, int]]:
+    """(stage, step) of each kill, in order: half of them in either stage."""
+    first = sorted(rng.sample(range(1, 38), num_kills - num_kills // 2))
+    then = sorted(rng.sample(range(11), num_kills // 2))
+    return [("sft", step) for step in first] + [("rft", step) for step in then]
+
+
+def _kill(process: subprocess.Popen[bytes], folder: Path) -> str:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    cut = any(any((folder / stage).glob(WRITING)) for stage in STAGES)
+    return position(folder) + (", a checkpoint half written" if cut else "")
+
+
+def logged(folder: Path, stage: str) -> list[tuple[int, str, float]]:
+    """(step, tag, value) of metrics.jsonl outside `time/`, in order."""
+    return [
+        (row["step"], tag, value)
+        for row in read_metrics(folder / stage / "metrics.jsonl")
+        for tag, value in row.items()
+        if tag != "step" and not tag.startswith("time/")
+    ]
+
+
+def shown(folder: Path, stage: str) -> list[tuple[int, str, float]]:
+    """The same of what TensorBoard shows."""
+    events = EventAccumulator(
+        str(folder / stage / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}
+    )
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
+    texts = events.Tags()["tensors"]
+    return [(e.step, tag, e.value) for tag in sorted(tags) for e in events.Scalars(tag)] + [
+        (e.step, tag, e.tensor_proto.string_val[0])
+        for tag in sorted(texts)
+        for e in events.Tensors(tag)
+    ]
+
+
+def params_of(folder: Path, stage: str) -> list[np.ndarray]:
+    """A stage's final parameters."""
+    model = load_model(folder / stage / "model", make_mesh(MeshShape(1, 1)), "float32")
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(model.params)]
+
+
+def compare(one: Path, other: Path) -> list[tuple[str, bool]]:
+    """What is the same to the last bit, and whether it is."""
+    found = []
+    for stage in STAGES:
+        pairs = zip(params_of(one, stage), params_of(other, stage), strict=True)
+        same = all(a.tobytes() == b.tobytes() for a, b in pairs)
+        rows = logged(one, stage)
+        found += [
+            (f"{stage}: final parameters", same),
+            (f"{stage}: {len(rows):,} values of metrics.jsonl", rows == logged(other, stage)),
+            (
+                f"{stage}: {len(shown(one, stage)):,} values and texts of TensorBoard",
+                shown(one, stage) == shown(other, stage),
+            ),
+        ]
+    return found
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    """Of losses, over their size, and of parameters (relative L2)."""
+    worst = 0.0
+    for stage in STAGES:
+        for (_, tag, a), (_, _, b) in zip(logged(one, stage), logged(other, stage), strict=True):
+            if tag in ("loss/total", "loss/policy"):
+                worst = max(worst, abs(a - b) / max(abs(a), 1.0))
+        ours, theirs = params_of(one, stage), params_of(other, stage)
+        gap = sum(float(np.sum((a - b) ** 2)) for a, b in zip(ours, theirs, strict=True))
+        worst = max(worst, (gap / sum(float(np.sum(a**2)) for a in ours)) ** 0.5)
+    return worst
+
+
+def main(args: Sequence[str]) -> None:
+    """The command line."""
+    cfg = cli.parse_flags(Config, "python -m benchmarks.crash", args)
+    rng = random.Random(cfg.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        alone, killed, moved = (Path(scratch) / name for name in ("alone", "killed", "moved"))
+        finish(alone)
+        lines = ["| kill | where |", "| ---: | --- |"]
+        for number, (stage, step) in enumerate(moments(cfg.kills, rng), 1):
+            rows = read_metrics(alone / stage / "metrics.jsonl")
+            length = statistics.median(row["time/step_s"] for row in rows)
+            where = kill_at(killed, stage, step, rng.uniform(0, 2 * length))
+            lines.append(f"| {number} | {where} |")
+            print(lines[-1], flush=True)
+        finish(killed)
+        results = compare(alone, killed)
+
+        where = kill_while_writing(moved)
+        shutil.copytree(moved, moved.with_name("resumed"))
+        print(f"killed while writing: {where}")
+        finish(moved.with_name("resumed"))
+        results += [
+            (f"after a kill at {where}: {what}", same)
+            for what, same in compare(alone, moved.with_name("resumed"))
+        ]
+        finish(moved, "4x2")
+        difference = largest_difference(alone, moved)
+        results.append(
+            (f"resumed on 4x2: largest relative difference {difference:.1e}", difference < 1e-5)
+        )
+    lines += ["", "| compared with the undisturbed run | identical |", "| --- | --- |"]
+    lines += [f"| {what} | {'yes' if same else 'NO'} |" for what, same in results]
+    print("\n".join(lines))
+    if cfg.out is not None:
+        head = (
+            "# Killed and started again\n\nCommand: `make crash`. SIGKILL at random moments of "
+            f"`python -m experiments.rft {' '.join(FLAGS)}`.\n\n"
+        )
+        origin = json.dumps(provenance(), indent=2)
+        write_text(cfg.out, head + "\n".join(lines) + f"\n\n```\n{origin}\n```\n")
+    if not all(same for _, same in results):
+        raise ValueError("the runs differ")
+
+
+if __name__ == "__main__":
+    cli.run_main(main)
