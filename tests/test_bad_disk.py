@@ -16,6 +16,7 @@ SAVE = textwrap.dedent("""
     import os, resource, sys
     from pathlib import Path
     import jax.numpy as jnp
+    import numpy as np
     from persrm_jax.checkpoint import Checkpoints
 
     folder, kind = Path(sys.argv[1]), sys.argv[2]
@@ -29,7 +30,7 @@ SAVE = textwrap.dedent("""
         if os.geteuid() == 0:  # whom modes do not bind
             os.seteuid(65534)
     try:
-        checkpoints.save(2, {"x": jnp.ones(2**21)})
+        checkpoints.save(2, {"x": np.random.default_rng(0).random(2**20)})
         checkpoints.close()
     except ValueError as error:
         print(f"error: {error}")

@@ -80,7 +80,8 @@ def _count(shape: tuple[int, ...]) -> int:
 
 def test_sampling_moves_no_cache() -> None:
     found = compiled("rollout", JOB, "8x1")
-    assert not sizes(found, "all-to-all")
+    # A decode step may exchange the vectors of its 48 tokens.
+    assert all(_count(shape) <= 48 * SMALL.width for shape in sizes(found, "all-to-all"))
     # Prompts are padded to 96, and the cache has room for 21 more.
     assert not any({96, 117} & set(shape) for c in found for shape in c.shapes)
 

@@ -21,7 +21,10 @@ from persrm_jax.types import Prediction
 
 DATA = "--pairs.num-train 1000 --pairs.num-dev 8 --pairs.num-test 8 --pairs.num-seen 0".split()
 SFT = ["--sft.steps", "20", "--sft.save-every", "50"]
-RFT = "--rft.steps 10 --rft.eval-every 0 --eval.max-pairs 4 --eval.batch-size 8".split()
+RFT = (
+    "--rft.steps 10 --rft.prompts 8 --rft.group-size 4 --rft.eval-every 0 --eval.max-pairs 4 "
+    "--eval.batch-size 8"
+).split()
 TAGS = {
     "sft": ("loss/total", "entropy/mean", "loss/grad_norm"),
     "rft": ("loss/total", "kl/mean", "entropy/mean", "reward/mean", "sampler/checksum"),
@@ -33,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs, by mesh; `start` is where their RFT begins: a model that keeps the grammar, so that
     rewards within groups differ."""
     folder = tmp_path_factory.mktemp("runs")
-    start = ["--sft.steps", "120", "--sft.eval-every", "0", "--mesh", "2x1"]
+    start = ["--sft.steps", "100", "--sft.eval-every", "0", "--mesh", "2x1"]
     experiments.sft.main([*DATA, *start, "--out", str(folder / "start")])
     return folder
 

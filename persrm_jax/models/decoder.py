@@ -83,8 +83,12 @@ def block(
 
 def embed(params: Params, tokens: Int[Array, "B T"], dtype: str) -> Float[Array, "B T D"]:
     """Token vectors in the compute dtype."""
-    h = params["embed"]["weight"].astype(dtype)[tokens]
-    return constrain(h, "batch", "length", "embed")
+    weight = params["embed"]["weight"].astype(dtype)
+    if tokens.shape[1] > 1:
+        # Gathered as other weights are, or XLA would gather slices of vectors and then exchange
+        # them all-to-all; for the one token of a decode step that is the cheaper way.
+        weight = constrain(weight, "vocab", "embed")
+    return constrain(weight[tokens], "batch", "length", "embed")
 
 
 def vocab_weight(params: Params) -> Float[Array, "V D"]:

@@ -47,7 +47,8 @@ class Guard:
         """Looks at the steps that were logged before a run was cut off: it then goes on to warn as
         if it had never been."""
         for row in rows:
-            self.look(int(row["step"]), StepLog(row))
+            scalars = {tag: value for tag, value in row.items() if tag != "step"}
+            self.look(row["step"], StepLog(scalars))
 
     def look(self, step: int, log: StepLog) -> list[str]:
         """The warnings of a step.

@@ -311,7 +311,8 @@ def _estimated_activations(name: str, job: Job, mesh: AnyMesh) -> int:
     if length <= 2048:  # the square of attention
         layer += rows / data * model.num_heads / parts * length**2 * (4 + itemsize)
     weights = 2 * itemsize * (model.num_params - V * D) / model.num_layers / parts
-    logits = 3 * 4 * max(rows * V, 2**26) / data + V * D * itemsize / parts
+    scored = 1 if name == "rollout" else length
+    logits = 3 * 4 * min(rows * scored * V, max(rows * V, 2**26)) / data + V * D * itemsize / parts
     saved = {"none": model.num_layers * layer, "full": model.num_layers * stream}
     kept = saved.get(job.compute.remat, model.num_layers * layer * 0.6)
     return round((kept if name in ("sft", "rft") else 0) + layer + weights + logits)
