@@ -1,14 +1,38 @@
-"""`linear_logprob` a chunk of positions at a time, so that only one chunk's logits exist.
+"""`linear_logprob` a chunk of tokens at a time, so that only one chunk's logits exist.
 
-The forward keeps no logits; the backward recomputes a chunk's before it uses them (8 T D V floating
-point operations for forward and backward, against 6 with all logits stored).
+Forward, for each chunk: logits z = h W^T / temperature, m = max z, and the sums of e^(z-m) and of
+e^(z-m) (z-m) give log-sum-exp and entropy. Nothing but these is kept. Backward: the chunk's logits
+again, p = e^(z - log Z), and with the cotangents g of the log-probability and e of the entropy H,
+
+    dz = (g (onehot - p) - e p (log p + H)) / temperature,    dh = dz W,    dW = sum of dz^T h
+
+8 T D V floating-point operations for both, against 6 with all logits stored. (That the entropy
+needs its own sum, and not log Z minus a mean of z, is a matter of rounding: both are large.)
+
+Over a mesh each device takes its own tokens (`data`) and its own part of the vocabulary (`model`):
+the weight is gathered along `data` once a pass, its gradient scattered once, and what crosses
+`model` are three numbers a token, and dh.
 """
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from kernels.linear_logprob import reference
+
+class Axes(NamedTuple):
+    """Mesh axes along which an operation's arrays are split; None where one is not."""
+
+    tokens: str | None = None
+    vocabulary: str | None = None
+    width: str | None = None
+    """Along which the weight's D is split between passes."""
+    repeats: int = 1
+    """How many devices of `width` see the same tokens."""
 
 
 def linear_logprob(
@@ -19,25 +43,168 @@ def linear_logprob(
     chunk: int,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """As the reference. `chunk` counts positions of a row: B * chunk * V logits exist at once."""
-    B, T, D = hidden.shape
-    num_chunks = -(-T // chunk)
-    pad = num_chunks * chunk - T
-    # Chunks run along T, since B may be split over devices.
-    hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))
-    labels = jnp.pad(labels, ((0, 0), (0, pad)))
-    chunks = (
-        hidden.reshape(B, num_chunks, chunk, D).swapaxes(0, 1),
-        labels.reshape(B, num_chunks, chunk).swapaxes(0, 1),
+    num_chunks = -(-hidden.shape[1] // chunk)
+    return _linear_logprob(temperature, num_chunks, hidden, weight, labels)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _linear_logprob(
+    temperature: float, num_chunks: int, hidden: jax.Array, weight: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return _forward(temperature, num_chunks, hidden, weight, labels)[0]
+
+
+def _forward(
+    temperature: float, num_chunks: int, hidden: jax.Array, weight: jax.Array, labels: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
+    axes = _axes(hidden, weight)
+    local = partial(_local_forward, axes, temperature, num_chunks)
+    rows, matrix = PartitionSpec(axes.tokens), PartitionSpec(axes.vocabulary, axes.width)
+    logprobs, entropy, log_z = _over_mesh(local, (rows, matrix, rows), (rows, rows, rows))(
+        hidden, weight, labels
+    )
+    return (logprobs, entropy), (hidden, weight, labels, log_z, entropy)
+
+
+def _backward(
+    temperature: float,
+    num_chunks: int,
+    saved: tuple[jax.Array, ...],
+    cotangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array, None]:
+    hidden, weight = saved[:2]
+    axes = _axes(hidden, weight)
+    local = partial(_local_backward, axes, temperature, num_chunks)
+    rows, matrix = PartitionSpec(axes.tokens), PartitionSpec(axes.vocabulary, axes.width)
+    dh, dw = _over_mesh(local, (rows, matrix, *(rows,) * 5), (rows, matrix))(*saved, *cotangents)
+    return dh, dw, None
+
+
+_linear_logprob.defvjp(_forward, _backward)
+
+
+def _axes(hidden: jax.Array, weight: jax.Array) -> Axes:
+    """How the mesh in force splits the arrays: as far as it divides them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return Axes()
+    data, model = mesh.shape["data"], mesh.shape["model"]
+    splits_tokens = hidden.shape[0] % data == 0
+    splits_width = weight.shape[1] % data == 0
+    return Axes(
+        tokens="data" if splits_tokens else None,
+        vocabulary="model" if weight.shape[0] % model == 0 else None,
+        width="data" if splits_width else None,
+        repeats=1 if splits_tokens else data,
     )
 
-    @jax.checkpoint
-    def one_chunk(
-        weight: jax.Array, hidden: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        return reference.linear_logprob(hidden, weight, labels, temperature)
 
-    outputs = jax.lax.map(lambda piece: one_chunk(weight, *piece), chunks)
-    logprobs, entropy = (
-        out.swapaxes(0, 1).reshape(B, num_chunks * chunk)[:, :T] for out in outputs
-    )
-    return logprobs, entropy
+def _over_mesh(local: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`local` on every device of the mesh in force."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local
+    return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _gather(axes: Axes, weight: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The weight whole along D, in the dtype of the product."""
+    weight = weight.astype(dtype)
+    if axes.width is None:
+        return weight
+    return jax.lax.all_gather(weight, axes.width, axis=1, tiled=True)
+
+
+def _chunks(x: jax.Array, num_chunks: int) -> jax.Array:
+    """[b, T, ...] -> [chunks, tokens, ...], filled up with zeros."""
+    flat = x.reshape(-1, *x.shape[2:])
+    pad = -flat.shape[0] % num_chunks
+    flat = jnp.pad(flat, ((0, pad), *((0, 0),) * (flat.ndim - 1)))
+    return flat.reshape(num_chunks, -1, *flat.shape[1:])
+
+
+def _local_labels(axes: Axes, labels: jax.Array, size: int) -> jax.Array:
+    """Labels as rows of the local part of the vocabulary; -1 where they lie in another."""
+    if axes.vocabulary is None:
+        return labels
+    local = labels - size * jax.lax.axis_index(axes.vocabulary)
+    return jnp.where((local >= 0) & (local < size), local, -1)
+
+
+def _sum(axes: Axes, x: jax.Array) -> jax.Array:
+    return x if axes.vocabulary is None else jax.lax.psum(x, axes.vocabulary)
+
+
+def _logits(hidden: jax.Array, weight: jax.Array, temperature: float) -> jax.Array:
+    z = jnp.einsum("nD,vD->nv", hidden, weight, preferred_element_type=jnp.float32)
+    return z / temperature
+
+
+def _is_label(z: jax.Array, labels: jax.Array) -> jax.Array:
+    return jax.lax.broadcasted_iota(labels.dtype, z.shape, 1) == labels[:, None]
+
+
+def _local_forward(
+    axes: Axes,
+    temperature: float,
+    num_chunks: int,
+    hidden: jax.Array,
+    weight: jax.Array,
+    labels: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    weight = _gather(axes, weight, hidden.dtype)
+    local = _local_labels(axes, labels, weight.shape[0])
+
+    def one(xs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        z = _logits(xs[0], weight, temperature)
+        m = jnp.max(z, axis=1)
+        if axes.vocabulary is not None:
+            m = jax.lax.pmax(m, axes.vocabulary)
+        shifted = z - m[:, None]
+        e = jnp.exp(shifted)
+        label = jnp.sum(jnp.where(_is_label(z, xs[1]), shifted, 0.0), axis=1)
+        sums = jnp.stack([jnp.sum(e, axis=1), jnp.sum(e * shifted, axis=1), label])
+        total, weighted, label = _sum(axes, sums)
+        log_total = jnp.log(total)
+        return label - log_total, log_total - weighted / total, m + log_total
+
+    out = jax.lax.map(one, (_chunks(hidden, num_chunks), _chunks(local, num_chunks)))
+    num_tokens = labels.shape[0] * labels.shape[1]
+    logprobs, entropy, log_z = (x.reshape(-1)[:num_tokens].reshape(labels.shape) for x in out)
+    return logprobs, entropy, log_z
+
+
+def _local_backward(
+    axes: Axes,
+    temperature: float,
+    num_chunks: int,
+    hidden: jax.Array,
+    weight: jax.Array,
+    labels: jax.Array,
+    log_z: jax.Array,
+    entropy: jax.Array,
+    d_logprobs: jax.Array,
+    d_entropy: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    whole = _gather(axes, weight, hidden.dtype)
+    local = _local_labels(axes, labels, whole.shape[0])
+
+    def one(dw: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        h, label, z_sum, H, g, e = xs
+        log_p = _logits(h, whole, temperature) - z_sum[:, None]
+        p = jnp.exp(log_p)
+        dz = g[:, None] * (_is_label(log_p, label) - p) - e[:, None] * p * (log_p + H[:, None])
+        dz = (dz / temperature).astype(h.dtype)
+        dh = jnp.einsum("nv,vD->nD", dz, whole, preferred_element_type=jnp.float32)
+        dw += jnp.einsum("nv,nD->vD", dz, h, preferred_element_type=jnp.float32)
+        return dw, _sum(axes, dh).astype(h.dtype)
+
+    rows = (hidden, local, log_z, entropy, d_logprobs, d_entropy)
+    start = jnp.zeros(whole.shape, jnp.float32)
+    dw, dh = jax.lax.scan(one, start, tuple(_chunks(x, num_chunks) for x in rows))
+    dh = dh.reshape(-1, hidden.shape[2])[: labels.size].reshape(hidden.shape)
+    if axes.width is not None:
+        dw = jax.lax.psum_scatter(dw / axes.repeats, axes.width, scatter_dimension=1, tiled=True)
+    elif axes.tokens is not None:
+        dw = jax.lax.psum(dw, axes.tokens)
+    return dh, dw.astype(weight.dtype)

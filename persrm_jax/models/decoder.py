@@ -16,7 +16,7 @@ from persrm_jax.models.cache import KVCache, cached_attention, init_cache, updat
 from persrm_jax.models.config import ComputeConfig, ModelConfig, Remat
 from persrm_jax.models.params import Params
 from persrm_jax.models.rope import Rotation, apply_rope, rotation, rotation_of_layer
-from persrm_jax.sharding import constrain
+from persrm_jax.sharding import constrain, gathered
 
 F32 = ComputeConfig()
 REMAT_POLICIES = {
@@ -87,7 +87,7 @@ def embed(params: Params, tokens: Int[Array, "B T"], dtype: str) -> Float[Array,
     if tokens.shape[1] > 1:
         # Gathered as other weights are, or XLA would gather slices of vectors and then exchange
         # them all-to-all; for the one token of a decode step that is the cheaper way.
-        weight = constrain(weight, "vocab", "embed")
+        weight = gathered(weight, ("vocab", "embed"))
     return constrain(weight[tokens], "batch", "length", "embed")
 
 

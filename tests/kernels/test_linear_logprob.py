@@ -1,4 +1,5 @@
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from benchmarks.collectives import collectives
 from kernels.linear_logprob import api, linear_logprob, reference, xla
 
 Inputs = tuple[jax.Array, jax.Array, jax.Array]
@@ -166,8 +169,8 @@ def test_auto_bounds_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "[2,12,101]" in arrays("reference")
     for impl in ("auto", "xla"):
         code = arrays(impl)
-        assert "f32[2,3,101]" in code
-        assert "[2,12,101]" not in code and "[4,2,3,101]" not in code
+        assert "f32[6,101]" in code  # two rows of three positions
+        assert "[2,12,101]" not in code and "[4,6,101]" not in code
 
 
 def test_bfloat16_states_give_float32_sums() -> None:
@@ -178,3 +181,61 @@ def test_bfloat16_states_give_float32_sums() -> None:
     for one, other in zip(found, want, strict=True):
         assert one.dtype == jnp.float32
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["8x1", "4x2", "2x4", "1x8"])
+@pytest.mark.parametrize("B", [8, 3])  # rows that every mesh divides, and rows that none does
+def test_a_mesh_gives_what_one_device_does(shape: str, B: int) -> None:
+    data, model = map(int, shape.split("x"))
+    devices = np.array(jax.devices()[:8]).reshape(data, model)
+    mesh = jax.sharding.Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    hidden, weight, labels = random_inputs(B, 7, 16, 104, scale=3.0)
+    labels = labels.at[0, :2].set(jnp.array([0, 103]))
+    g, e = np.random.default_rng(1).standard_normal((2, B, 7)).astype(np.float32)
+
+    def run(hidden: jax.Array, weight: jax.Array) -> Any:
+        out, pull_back = jax.vjp(
+            lambda h, w: xla.linear_logprob(h, w, labels, 0.7, 3), hidden, weight
+        )
+        return out, pull_back((jnp.asarray(g), jnp.asarray(e)))
+
+    (logprobs, entropy), (dh, dw) = jax.jit(run)(hidden, weight)
+    rows = PartitionSpec("data" if data and B % data == 0 else None)
+    places = [NamedSharding(mesh, spec) for spec in (rows, PartitionSpec("model", "data"))]
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(x, p) for x, p in zip((hidden, weight), places, strict=True)]
+        found = jax.jit(run)(*placed)
+        text = jax.jit(run).lower(*placed).compile().as_text()
+    want = in_float64(hidden, weight, labels, 0.7)
+    for one, alone, true in zip(found[0], (logprobs, entropy), want, strict=True):
+        np.testing.assert_allclose(one, alone, rtol=1e-6, atol=2e-6)
+        np.testing.assert_allclose(one, true, rtol=1e-5, atol=5e-6)
+    true = gradients_in_float64(hidden, weight, labels, 0.7, g, e)
+    for one, alone, other in zip(found[1], (dh, dw), true, strict=True):
+        assert relative_l2(one, alone) < 2e-6 and relative_l2(one, other) < 3e-6
+    assert found[1][1].sharding.is_equivalent_to(places[1], 2)
+    gathers = [c for c in collectives(text) if c.kind == "all-gather"]
+    # The weight's own part along `data`, once forward and once backward (XLA may share them).
+    assert len(gathers) <= 2
+    assert all(
+        s in ((104 // model, 16), (104 // model, 16 // data)) for c in gathers for s in c.shapes
+    )
+
+
+def test_no_token_is_trained_by_a_label_of_another_shard() -> None:
+    """A label that lies elsewhere must match no column here (cut-cross-entropy's PR 59)."""
+    axes = xla.Axes(vocabulary="model")
+    mesh = jax.sharding.Mesh(
+        np.array(jax.devices()[:2]).reshape(1, 2),
+        ("data", "model"),
+        axis_types=(AxisType.Auto,) * 2,
+    )
+    local = jax.shard_map(
+        lambda labels: xla._local_labels(axes, labels, 5)[None],
+        mesh=mesh,
+        in_specs=PartitionSpec(),
+        out_specs=PartitionSpec("model"),
+        check_vma=False,
+    )(jnp.arange(10))
+    want = [[0, 1, 2, 3, 4, -1, -1, -1, -1, -1], [-1, -1, -1, -1, -1, 0, 1, 2, 3, 4]]
+    assert np.asarray(local).tolist() == want

@@ -1,0 +1,1 @@
+"""Speed and memory, crashes, and chips that are not here."""
