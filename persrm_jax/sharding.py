@@ -180,22 +180,3 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition(x.shape, axes, ACTIVATION_RULES, mesh))
-
-
-def gathered(weight: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """A parameter as an activation lies: whole along `data`. Its gradient is a parameter's again: a
-    plain constraint would bind that too, and sum it whole on every device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return weight
-
-    @jax.custom_vjp
-    def gather(weight: jax.Array) -> jax.Array:
-        return constrain(weight, *axes)
-
-    def scatter(_: None, gradient: jax.Array) -> tuple[jax.Array]:
-        spec = partition(gradient.shape, axes, PARAM_RULES, mesh)
-        return (jax.lax.with_sharding_constraint(gradient, spec),)
-
-    gather.defvjp(lambda weight: (constrain(weight, *axes), None), scatter)
-    return gather(weight)

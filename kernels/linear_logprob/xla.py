@@ -14,25 +14,21 @@ the weight is gathered along `data` once a pass, its gradient scattered once, an
 `model` are three numbers a token, and dh.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-
-class Axes(NamedTuple):
-    """Mesh axes along which an operation's arrays are split; None where one is not."""
-
-    tokens: str | None = None
-    vocabulary: str | None = None
-    width: str | None = None
-    """Along which the weight's D is split between passes."""
-    repeats: int = 1
-    """How many devices of `width` see the same tokens."""
+from kernels.sharding import (
+    Axes,
+    axes_of,
+    gather_weight,
+    local_ids,
+    over_mesh,
+    scatter_gradient,
+    sum_vocabulary,
+)
 
 
 def linear_logprob(
@@ -57,10 +53,10 @@ def _linear_logprob(
 def _forward(
     temperature: float, num_chunks: int, hidden: jax.Array, weight: jax.Array, labels: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    axes = _axes(hidden, weight)
+    axes = axes_of(hidden.shape[0], weight.shape)
     local = partial(_local_forward, axes, temperature, num_chunks)
-    rows, matrix = PartitionSpec(axes.tokens), PartitionSpec(axes.vocabulary, axes.width)
-    logprobs, entropy, log_z = _over_mesh(local, (rows, matrix, rows), (rows, rows, rows))(
+    rows, matrix = axes.rows, axes.matrix
+    logprobs, entropy, log_z = over_mesh(local, (rows, matrix, rows), (rows, rows, rows))(
         hidden, weight, labels
     )
     return (logprobs, entropy), (hidden, weight, labels, log_z, entropy)
@@ -73,46 +69,14 @@ def _backward(
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array, None]:
     hidden, weight = saved[:2]
-    axes = _axes(hidden, weight)
+    axes = axes_of(hidden.shape[0], weight.shape)
     local = partial(_local_backward, axes, temperature, num_chunks)
-    rows, matrix = PartitionSpec(axes.tokens), PartitionSpec(axes.vocabulary, axes.width)
-    dh, dw = _over_mesh(local, (rows, matrix, *(rows,) * 5), (rows, matrix))(*saved, *cotangents)
+    rows, matrix = axes.rows, axes.matrix
+    dh, dw = over_mesh(local, (rows, matrix, *(rows,) * 5), (rows, matrix))(*saved, *cotangents)
     return dh, dw, None
 
 
 _linear_logprob.defvjp(_forward, _backward)
-
-
-def _axes(hidden: jax.Array, weight: jax.Array) -> Axes:
-    """How the mesh in force splits the arrays: as far as it divides them."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return Axes()
-    data, model = mesh.shape["data"], mesh.shape["model"]
-    splits_tokens = hidden.shape[0] % data == 0
-    splits_width = weight.shape[1] % data == 0
-    return Axes(
-        tokens="data" if splits_tokens else None,
-        vocabulary="model" if weight.shape[0] % model == 0 else None,
-        width="data" if splits_width else None,
-        repeats=1 if splits_tokens else data,
-    )
-
-
-def _over_mesh(local: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """`local` on every device of the mesh in force."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return local
-    return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-
-
-def _gather(axes: Axes, weight: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The weight whole along D, in the dtype of the product."""
-    weight = weight.astype(dtype)
-    if axes.width is None:
-        return weight
-    return jax.lax.all_gather(weight, axes.width, axis=1, tiled=True)
 
 
 def _chunks(x: jax.Array, num_chunks: int) -> jax.Array:
@@ -121,18 +85,6 @@ def _chunks(x: jax.Array, num_chunks: int) -> jax.Array:
     pad = -flat.shape[0] % num_chunks
     flat = jnp.pad(flat, ((0, pad), *((0, 0),) * (flat.ndim - 1)))
     return flat.reshape(num_chunks, -1, *flat.shape[1:])
-
-
-def _local_labels(axes: Axes, labels: jax.Array, size: int) -> jax.Array:
-    """Labels as rows of the local part of the vocabulary; -1 where they lie in another."""
-    if axes.vocabulary is None:
-        return labels
-    local = labels - size * jax.lax.axis_index(axes.vocabulary)
-    return jnp.where((local >= 0) & (local < size), local, -1)
-
-
-def _sum(axes: Axes, x: jax.Array) -> jax.Array:
-    return x if axes.vocabulary is None else jax.lax.psum(x, axes.vocabulary)
 
 
 def _logits(hidden: jax.Array, weight: jax.Array, temperature: float) -> jax.Array:
@@ -152,8 +104,8 @@ def _local_forward(
     weight: jax.Array,
     labels: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    weight = _gather(axes, weight, hidden.dtype)
-    local = _local_labels(axes, labels, weight.shape[0])
+    weight = gather_weight(axes, weight.astype(hidden.dtype))
+    local = local_ids(axes, labels, weight.shape[0])
 
     def one(xs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         z = _logits(xs[0], weight, temperature)
@@ -164,7 +116,7 @@ def _local_forward(
         e = jnp.exp(shifted)
         label = jnp.sum(jnp.where(_is_label(z, xs[1]), shifted, 0.0), axis=1)
         sums = jnp.stack([jnp.sum(e, axis=1), jnp.sum(e * shifted, axis=1), label])
-        total, weighted, label = _sum(axes, sums)
+        total, weighted, label = sum_vocabulary(axes, sums)
         log_total = jnp.log(total)
         return label - log_total, log_total - weighted / total, m + log_total
 
@@ -186,8 +138,8 @@ def _local_backward(
     d_logprobs: jax.Array,
     d_entropy: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    whole = _gather(axes, weight, hidden.dtype)
-    local = _local_labels(axes, labels, whole.shape[0])
+    whole = gather_weight(axes, weight.astype(hidden.dtype))
+    local = local_ids(axes, labels, whole.shape[0])
 
     def one(dw: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         h, label, z_sum, H, g, e = xs
@@ -197,14 +149,10 @@ def _local_backward(
         dz = (dz / temperature).astype(h.dtype)
         dh = jnp.einsum("nv,vD->nD", dz, whole, preferred_element_type=jnp.float32)
         dw += jnp.einsum("nv,nD->vD", dz, h, preferred_element_type=jnp.float32)
-        return dw, _sum(axes, dh).astype(h.dtype)
+        return dw, sum_vocabulary(axes, dh).astype(h.dtype)
 
     rows = (hidden, local, log_z, entropy, d_logprobs, d_entropy)
     start = jnp.zeros(whole.shape, jnp.float32)
     dw, dh = jax.lax.scan(one, start, tuple(_chunks(x, num_chunks) for x in rows))
     dh = dh.reshape(-1, hidden.shape[2])[: labels.size].reshape(hidden.shape)
-    if axes.width is not None:
-        dw = jax.lax.psum_scatter(dw / axes.repeats, axes.width, scatter_dimension=1, tiled=True)
-    elif axes.tokens is not None:
-        dw = jax.lax.psum(dw, axes.tokens)
-    return dh, dw.astype(weight.dtype)
+    return dh, scatter_gradient(axes, dw).astype(weight.dtype)

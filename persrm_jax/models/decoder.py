@@ -14,9 +14,10 @@ from jaxtyping import Array, Bool, Float, Int
 from persrm_jax.models.attention import attention
 from persrm_jax.models.cache import KVCache, cached_attention, init_cache, update_layer
 from persrm_jax.models.config import ComputeConfig, ModelConfig, Remat
+from persrm_jax.models.embedding import look_up
 from persrm_jax.models.params import Params
 from persrm_jax.models.rope import Rotation, apply_rope, rotation, rotation_of_layer
-from persrm_jax.sharding import constrain, gathered
+from persrm_jax.sharding import constrain
 
 F32 = ComputeConfig()
 REMAT_POLICIES = {
@@ -83,12 +84,10 @@ def block(
 
 def embed(params: Params, tokens: Int[Array, "B T"], dtype: str) -> Float[Array, "B T D"]:
     """Token vectors in the compute dtype."""
-    weight = params["embed"]["weight"].astype(dtype)
-    if tokens.shape[1] > 1:
-        # Gathered as other weights are, or XLA would gather slices of vectors and then exchange
-        # them all-to-all; for the one token of a decode step that is the cheaper way.
-        weight = gathered(weight, ("vocab", "embed"))
-    return constrain(weight[tokens], "batch", "length", "embed")
+    weight = params["embed"]["weight"]
+    # To gather the matrix for the one token of a decode step would cost more than it spares.
+    h = look_up(weight, tokens, dtype) if tokens.shape[1] > 1 else weight.astype(dtype)[tokens]
+    return constrain(h, "batch", "length", "embed")
 
 
 def vocab_weight(params: Params) -> Float[Array, "V D"]:

@@ -220,22 +220,3 @@ def test_a_mesh_gives_what_one_device_does(shape: str, B: int) -> None:
     assert all(
         s in ((104 // model, 16), (104 // model, 16 // data)) for c in gathers for s in c.shapes
     )
-
-
-def test_no_token_is_trained_by_a_label_of_another_shard() -> None:
-    """A label that lies elsewhere must match no column here (cut-cross-entropy's PR 59)."""
-    axes = xla.Axes(vocabulary="model")
-    mesh = jax.sharding.Mesh(
-        np.array(jax.devices()[:2]).reshape(1, 2),
-        ("data", "model"),
-        axis_types=(AxisType.Auto,) * 2,
-    )
-    local = jax.shard_map(
-        lambda labels: xla._local_labels(axes, labels, 5)[None],
-        mesh=mesh,
-        in_specs=PartitionSpec(),
-        out_specs=PartitionSpec("model"),
-        check_vma=False,
-    )(jnp.arange(10))
-    want = [[0, 1, 2, 3, 4, -1, -1, -1, -1, -1], [-1, -1, -1, -1, -1, 0, 1, 2, 3, 4]]
-    assert np.asarray(local).tolist() == want
