@@ -93,10 +93,12 @@ def compile_step(name: str, chip: str) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         text = function.lower(*args).compile().as_text()
     specs = [spec for _, spec in param_specs(job.model)]
-    largest = max(math.prod(spec.shape) for spec in specs)
-    unsplit = max(math.prod(spec.shape) for spec in specs if "embed" not in spec.axes)
+    # A TPU fills a matrix up to whole tiles.
+    largest = int(1.02 * max(math.prod(spec.shape) for spec in specs))
+    split = [spec for spec in specs if {"embed", "vocab"} & set(spec.axes)]
+    unsplit = max(math.prod(spec.shape) for spec in specs if spec not in split)
     # TPUs take a gather in a ring too, a shard of one layer's weight after the other.
-    shard = max(math.prod(s.shape) for s in specs if "embed" in s.axes) // mesh.size
+    shard = max(math.prod(spec.shape) for spec in split) // mesh.size
     limits = {
         "all-gather": largest,
         "reduce-scatter": largest,

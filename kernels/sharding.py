@@ -1,10 +1,10 @@
 """Operations on a vocabulary matrix [V, D], taken apart by hand over a mesh of `data` and `model`.
 
-Each device has its own tokens, and the part of the matrix that `model` and `data` leave it: a part
-of the vocabulary, and of each vector a part. Along `data` the vectors are gathered before use, and
-their gradient is summed and scattered after (fully sharded data parallelism); along `model` only a
-few numbers a token are summed. The compiler, left alone, may gather logits, or sum the gradient
-whole on every device for every chunk of tokens.
+Each device has its own tokens, and rows of the matrix: `model` splits the vocabulary, and `data`
+splits each part again. Along `data` a part is gathered before use, and its gradient summed and
+scattered after (fully sharded data parallelism); along `model` only a few numbers a token are
+summed. The compiler, left alone, may gather logits, or sum the gradient whole on every device for
+every chunk of tokens.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ class Axes(NamedTuple):
 
     tokens: str | None = None
     vocabulary: str | None = None
-    width: str | None = None
-    """Along which the matrix's D is split between uses."""
+    shards: str | None = None
+    """Along which a part of the vocabulary is split between uses."""
     repeats: int = 1
-    """How many devices of `width` see the same tokens."""
+    """How many devices of `shards` see the same tokens."""
 
     @property
     def rows(self) -> PartitionSpec:
@@ -33,20 +33,22 @@ class Axes(NamedTuple):
     @property
     def matrix(self) -> PartitionSpec:
         """Of the matrix and its gradient."""
-        return PartitionSpec(self.vocabulary, self.width)
+        return PartitionSpec(tuple(axis for axis in (self.vocabulary, self.shards) if axis))
 
 
-def axes_of(num_rows: int, matrix: tuple[int, ...]) -> Axes:
-    """How the mesh in force splits rows of tokens and a matrix [V, D]: as it divides them."""
+def axes_of(num_rows: int, vocab_size: int) -> Axes:
+    """How the mesh in force splits rows of tokens and a vocabulary: as it divides them."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return Axes()
     data, model = mesh.shape["data"], mesh.shape["model"]
     splits_rows = num_rows % data == 0
+    splits_vocabulary = vocab_size % model == 0
+    parts = model if splits_vocabulary else 1
     return Axes(
         tokens="data" if splits_rows else None,
-        vocabulary="model" if model > 1 and matrix[0] % model == 0 else None,
-        width="data" if data > 1 and matrix[1] % data == 0 else None,
+        vocabulary="model" if model > 1 and splits_vocabulary else None,
+        shards="data" if data > 1 and vocab_size % (parts * data) == 0 else None,
         repeats=1 if splits_rows else data,
     )
 
@@ -61,17 +63,17 @@ def over_mesh(local: Callable[..., Any], in_specs: Any, out_specs: Any) -> Calla
 
 
 def gather_weight(axes: Axes, weight: jax.Array) -> jax.Array:
-    """The local part of the vocabulary, its vectors whole."""
-    if axes.width is None:
+    """The local part of the vocabulary, whole."""
+    if axes.shards is None:
         return weight
-    return jax.lax.all_gather(weight, axes.width, axis=1, tiled=True)
+    return jax.lax.all_gather(weight, axes.shards, axis=0, tiled=True)
 
 
 def scatter_gradient(axes: Axes, gradient: jax.Array) -> jax.Array:
     """The sum over devices of the gradient of what `gather_weight` gave, as the weight lies."""
-    if axes.width is not None:
+    if axes.shards is not None:
         gradient = gradient / axes.repeats
-        return jax.lax.psum_scatter(gradient, axes.width, scatter_dimension=1, tiled=True)
+        return jax.lax.psum_scatter(gradient, axes.shards, scatter_dimension=0, tiled=True)
     return gradient if axes.tokens is None else jax.lax.psum(gradient, axes.tokens)
 
 

@@ -5,6 +5,7 @@ parameters; `model` splits heads, MLP and vocabulary (tensor parallelism). To ch
 change a rule below.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,18 +13,21 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-PARAM_RULES: dict[str, str | None] = {
+Rules = Mapping[str, str | tuple[str, ...] | None]
+PARAM_RULES: Rules = {
     "layers": None,
     "embed": "data",
     "heads": "model",
     "kv_heads": "model",
     "head_width": None,
     "mlp": "model",
-    "vocab": "model",
+    # By rows, which a TPU gathers and scatters whole; a part of a vector is rarely a whole tile.
+    "vocab": ("model", "data"),
+    "vector": None,
     "norm": None,
     "rank": None,
 }
-ACTIVATION_RULES: dict[str, str | None] = {
+ACTIVATION_RULES: Rules = {
     "batch": "data",
     "length": None,
     "embed": None,
@@ -138,16 +142,21 @@ def check_parts(flag: str, num_parts: int, batch_size: int, shape: MeshShape) ->
 def partition(
     shape: Sequence[int],
     axes: Sequence[str],
-    rules: Mapping[str, str | None],
+    rules: Rules,
     mesh: Mesh | AbstractMesh,
 ) -> PartitionSpec:
     """The spec of an array whose dims have the logical `axes`. A dim that its mesh axis does not
-    divide (SmolLM2 has 3 key-value heads) is replicated."""
-    names = []
+    divide (SmolLM2 has 3 key-value heads) is replicated; of several mesh axes it takes those, in
+    their order, that divide it."""
+    dims: list[str | tuple[str, ...] | None] = []
     for size, axis in zip(shape, axes, strict=True):
-        name = rules[axis]
-        names.append(name if name and size % mesh.shape[name] == 0 else None)
-    return PartitionSpec(*names)
+        wanted = rules[axis] or ()
+        names: list[str] = []
+        for name in (wanted,) if isinstance(wanted, str) else wanted:
+            if size % (mesh.shape[name] * math.prod(mesh.shape[n] for n in names)) == 0:
+                names.append(name)
+        dims.append(tuple(names) if len(names) > 1 else names[0] if names else None)
+    return PartitionSpec(*dims)
 
 
 def param_sharding(

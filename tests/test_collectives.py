@@ -88,6 +88,10 @@ def test_sampling_moves_no_cache() -> None:
 
 def test_the_text_of_a_compiler_is_read() -> None:
     text = """
+%all-reduce-scatter.1 (input: f32[16,4]) -> f32[2,4] {
+      %r = f32[16,4]{1,0} all-reduce(%input), to_apply=%sum
+}
+ENTRY %main (x: f32[2,4]) -> f32[] {
       %a = f32[16,4]{1,0} all-gather(f32[2,4] %x), dimensions={0}
       %b = (bf16[8,4]{1,0}, bf16[64,4]{1,0}) all-gather-start(bf16[8,4] %y), dimensions={0}
       %c = bf16[64,4]{1,0} all-gather-done((bf16[8,4], bf16[64,4]) %b)
@@ -95,5 +99,6 @@ def test_the_text_of_a_compiler_is_read() -> None:
       %e = u32[2]{0} add(u32[2] %p, u32[2] %q), metadata={op_name="all-gather"}
     """
     found = collectives(text)
-    assert [c.kind for c in found] == ["all-gather", "all-gather", "all-reduce"]
-    assert found[1].shapes == ((8, 4), (64, 4)) and found[2].shapes == ((),)
+    kinds = ["reduce-scatter", "all-gather", "all-gather", "all-reduce"]
+    assert [c.kind for c in found] == kinds
+    assert found[2].shapes == ((8, 4), (64, 4)) and found[3].shapes == ((),)

@@ -94,7 +94,8 @@ def test_every_mesh_that_an_error_proposes_is_accepted() -> None:
 
 def test_partition_follows_the_rules() -> None:
     mesh = make_mesh(MeshShape(4, 2))
-    assert partition((16, 32), ("vocab", "embed"), PARAM_RULES, mesh) == P("model", "data")
+    assert partition((16, 32), ("vocab", "vector"), PARAM_RULES, mesh) == P(("model", "data"), None)
+    assert partition((6, 32), ("vocab", "vector"), PARAM_RULES, mesh) == P("model", None)
     assert partition(
         (3, 32, 4, 8), ("layers", "embed", "heads", "head_width"), PARAM_RULES, mesh
     ) == P(None, "data", "model", None)

@@ -53,7 +53,7 @@ def _linear_logprob(
 def _forward(
     temperature: float, num_chunks: int, hidden: jax.Array, weight: jax.Array, labels: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    axes = axes_of(hidden.shape[0], weight.shape)
+    axes = axes_of(hidden.shape[0], weight.shape[0])
     local = partial(_local_forward, axes, temperature, num_chunks)
     rows, matrix = axes.rows, axes.matrix
     logprobs, entropy, log_z = over_mesh(local, (rows, matrix, rows), (rows, rows, rows))(
@@ -69,7 +69,7 @@ def _backward(
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array, None]:
     hidden, weight = saved[:2]
-    axes = axes_of(hidden.shape[0], weight.shape)
+    axes = axes_of(hidden.shape[0], weight.shape[0])
     local = partial(_local_backward, axes, temperature, num_chunks)
     rows, matrix = axes.rows, axes.matrix
     dh, dw = over_mesh(local, (rows, matrix, *(rows,) * 5), (rows, matrix))(*saved, *cotangents)

@@ -27,7 +27,7 @@ def look_up(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _look_up(dtype: str, weight: jax.Array, tokens: jax.Array) -> jax.Array:
-    axes = axes_of(tokens.shape[0], weight.shape)
+    axes = axes_of(tokens.shape[0], weight.shape[0])
     local = partial(_local_look_up, axes, dtype)
     return over_mesh(local, (axes.matrix, axes.rows), axes.rows)(weight, tokens)
 
@@ -42,7 +42,7 @@ def _backward(
     dtype: str, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, None]:
     weight, tokens = saved
-    axes = axes_of(tokens.shape[0], weight.shape)
+    axes = axes_of(tokens.shape[0], weight.shape[0])
     local = partial(_local_gradient, axes)
     add = over_mesh(local, (axes.matrix, axes.rows, axes.rows), axes.matrix)
     return add(weight, tokens, gradient), None
@@ -63,9 +63,10 @@ def _local_look_up(axes: Axes, dtype: str, weight: jax.Array, tokens: jax.Array)
 def _local_gradient(
     axes: Axes, weight: jax.Array, tokens: jax.Array, gradient: jax.Array
 ) -> jax.Array:
-    rows = local_ids(axes, tokens, weight.shape[0])
+    num_rows = weight.shape[0] * (1 if axes.shards is None else jax.lax.axis_size(axes.shards))
+    rows = local_ids(axes, tokens, num_rows)
     # A row past the end is dropped; -1 would count from there.
-    rows = jnp.where(rows < 0, weight.shape[0], rows)
-    whole = jnp.zeros((weight.shape[0], gradient.shape[-1]), jnp.float32)
+    rows = jnp.where(rows < 0, num_rows, rows)
+    whole = jnp.zeros((num_rows, gradient.shape[-1]), jnp.float32)
     whole = whole.at[rows].add(gradient.astype(jnp.float32), mode="drop")
     return scatter_gradient(axes, whole).astype(weight.dtype)

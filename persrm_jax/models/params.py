@@ -39,7 +39,7 @@ def param_specs(cfg: ModelConfig) -> list[tuple[Path, ParamSpec]]:
             (L, *shape), ("layers", *axes.split()), init, fan_in or 1
         )
 
-    specs["embed", "weight"] = ParamSpec((V, D), ("vocab", "embed"), "embedding")
+    specs["embed", "weight"] = ParamSpec((V, D), ("vocab", "vector"), "embedding")
     layer("attn_norm", "scale", (D,), "norm")
     for name, heads, axis in (("q", N, "heads"), ("k", K, "kv_heads"), ("v", K, "kv_heads")):
         layer(name, "kernel", (D, heads, H), f"embed {axis} head_width", D)
@@ -61,7 +61,7 @@ def param_specs(cfg: ModelConfig) -> list[tuple[Path, ParamSpec]]:
         layer("down", "bias", (D,), "norm")
     specs["final_norm", "scale"] = ParamSpec((D,), ("norm",), "ones")
     if not cfg.tie_embeddings:
-        specs["head", "weight"] = ParamSpec((V, D), ("vocab", "embed"), "embedding")
+        specs["head", "weight"] = ParamSpec((V, D), ("vocab", "vector"), "embedding")
     return list(specs.items())
 
 

@@ -28,7 +28,7 @@ def test_rows_and_their_gradient(shape: str | None, num_rows: int, dtype: str) -
         out, gradient = jax.jit(run)(jnp.asarray(weight), jnp.asarray(tokens))
     else:
         mesh = make_mesh(MeshShape.parse(shape))
-        sharding = NamedSharding(mesh, PartitionSpec("model", "data"))
+        sharding = NamedSharding(mesh, PartitionSpec(("model", "data")))
         with jax.set_mesh(mesh):
             out, gradient = jax.jit(run)(jax.device_put(weight, sharding), tokens)
         assert gradient.sharding.is_equivalent_to(sharding, 2)

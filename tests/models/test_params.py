@@ -105,8 +105,8 @@ def test_shardings_are_those_of_the_table() -> None:
     specs = {name: leaf.sharding.spec for name, leaf in flatten(abstract_params(CFG, mesh)).items()}
     P = PartitionSpec
     want = {
-        "embed/weight": P("model", "data"),
-        "head/weight": P("model", "data"),
+        "embed/weight": P(("model", "data"), None),
+        "head/weight": P(("model", "data"), None),
         "final_norm/scale": P(None),
         "layers/attn_norm/scale": P(None, None),
         "layers/mlp_norm/scale": P(None, None),
@@ -138,5 +138,5 @@ def test_parameters_are_made_where_they_live_and_differ_by_key(params: Params) -
     mesh = make_mesh(MeshShape(2, 4))
     found, want = init_params(CFG, jax.random.key(1), mesh), abstract_params(CFG, mesh)
     jax.tree.map(lambda a, b: None if a.sharding == b.sharding else pytest.fail(), found, want)
-    assert found["embed"]["weight"].addressable_shards[0].data.shape == (80, 32)
+    assert found["embed"]["weight"].addressable_shards[0].data.shape == (40, 64)
     assert not np.array_equal(found["embed"]["weight"], params["embed"]["weight"])
