@@ -94,7 +94,7 @@ def matched_steps(cfg: RunConfig, model: Model, traces: Sequence[Trace], prompt_
     backward. Padding counts, since it is computed.
     """
     rows = encode_traces(traces, model.tokenizer, cfg.prompt)
-    length = cfg.sft.pack_length or bucketed(max(len(p) + len(r) for p, r in rows))
+    length = cfg.sft.pack_length or bucketed(max(rows.lengths))
     sft_step = 3 * cfg.sft.batch_size * length
     new = cfg.rft.sampling.max_new_tokens
     passes = 3 + (cfg.loss.kl_coef > 0)

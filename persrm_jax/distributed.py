@@ -124,6 +124,56 @@ def _place(x: Any, sharding: Sharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
+def place_rows(make: Callable[[list[int]], Tree], num_rows: int, sharding: Sharding) -> Tree:
+    """A batch of the mesh, of which each process makes only the rows that its devices hold.
+
+    Args:
+        make: the arrays [rows, ...] of the rows asked for.
+        sharding: splits rows.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(make(list(range(num_rows))), sharding)
+    parts = sharding.addressable_devices_indices_map((num_rows,)).values()
+    mine = sorted({row for part in parts if part for row in range(num_rows)[part[0]]})
+    where = {row: i for i, row in enumerate(mine)}
+
+    def one(x: np.ndarray) -> jax.Array:
+        def read(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            return x[[where[row] for row in range(num_rows)[index[0]]]]
+
+        return jax.make_array_from_callback((num_rows, *x.shape[1:]), sharding, read)
+
+    return jax.tree.map(one, make(mine))
+
+
+def share_work(function: Callable[[int], int], count: int) -> list[int]:
+    """[function(0), ..., function(count - 1)], of which each process works out its share; results
+    are 0 or more.
+
+    Raises:
+        ValueError: in every process, where `function` raised one in any.
+    """
+    num_processes, me = jax.process_count(), jax.process_index()
+    if num_processes == 1:
+        return [function(i) for i in range(count)]
+    mine = np.zeros(-(-count // num_processes), np.int64)
+    error: ValueError | None = None
+    try:
+        for at, i in enumerate(range(me, count, num_processes)):
+            mine[at] = function(i)
+    except ValueError as raised:
+        error = raised
+        mine[:] = -1
+    found = multihost_utils.process_allgather(mine)
+    if error is not None:
+        raise error
+    if (found < 0).any():
+        bad = int(np.argmax((found < 0).any(axis=1)))
+        raise ValueError(f"process {bad} stopped; its message says why")
+    return found.T.reshape(-1)[:count].tolist()
+
+
 def fetch(tree: Any) -> Any:
     """Arrays of the mesh as NumPy's, whole, in every process."""
     if jax.process_count() == 1:

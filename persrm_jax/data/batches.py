@@ -2,11 +2,13 @@
 resumes at any step without replaying the stream."""
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
 from persrm_jax.data.prompts import Messages, PromptConfig, judge_messages
+from persrm_jax.distributed import share_work
 from persrm_jax.tokenizer import Tokenizer
 from persrm_jax.types import Batch, Order, Pair, Trace
 
@@ -60,21 +62,41 @@ def encode_pairs(
     ]
 
 
-def encode_traces(
-    traces: Sequence[Trace], tokenizer: Tokenizer, cfg: PromptConfig
-) -> list[tuple[list[int], list[int]]]:
-    """(prompt ids, response ids with the end token) of each trace."""
-    return [
-        (
-            encode_prompt(trace.messages, trace.pair_id, tokenizer, cfg),
-            [*tokenizer.encode(trace.response), tokenizer.end_id],
-        )
-        for trace in traces
-    ]
-
-
 Row = tuple[list[int], list[int]]
 """Ids of a prompt and of its response."""
+
+
+class Rows:
+    """Rows that are encoded when asked for.
+
+    Of several processes each encodes a share to learn the lengths of all, and then the rows that it
+    places.
+    """
+
+    def __init__(self, encode: Callable[[int], Row], num_rows: int) -> None:
+        self._encode = cache(encode)
+        self.lengths = share_work(lambda i: sum(map(len, self._encode(i))), num_rows)
+        """Of prompt and response together."""
+
+    def __getitem__(self, i: int) -> Row:
+        return self._encode(i)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+def encode_traces(traces: Sequence[Trace], tokenizer: Tokenizer, cfg: PromptConfig) -> Rows:
+    """(prompt ids, response ids with the end token) of each trace.
+
+    Raises:
+        ValueError: a prompt is longer than `cfg.max_tokens`.
+    """
+
+    def encode(i: int) -> Row:
+        prompt = encode_prompt(traces[i].messages, traces[i].pair_id, tokenizer, cfg)
+        return prompt, [*tokenizer.encode(traces[i].response), tokenizer.end_id]
+
+    return Rows(encode, len(traces))
 
 
 def sft_batch(rows: Sequence[Row], pad_id: int, length: int | None = None) -> Batch:

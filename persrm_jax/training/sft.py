@@ -1,7 +1,6 @@
 """Supervised fine-tuning: the model learns to write the traces."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -10,8 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from persrm_jax.chips import peak_flops
-from persrm_jax.data.batches import Packer, Row, batch_indices, bucketed, packed_batch
-from persrm_jax.distributed import place
+from persrm_jax.data.batches import Packer, Rows, batch_indices, bucketed, packed_batch
+from persrm_jax.distributed import place_rows
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.flops import train_flops
 from persrm_jax.models.logprobs import masked_mean, token_logprobs
@@ -96,7 +95,7 @@ def make_sft_program(
 
 
 def make_sft_step(
-    rows: Sequence[Row],
+    rows: Rows,
     model: ModelConfig,
     compute: ComputeConfig,
     cfg: SftConfig,
@@ -118,7 +117,7 @@ def make_sft_step(
     """
     train_step = make_sft_program(model, compute, cfg, trainable)
     schedule = make_schedule(cfg.optimizer, cfg.steps)
-    lengths = [len(prompt) + len(response) for prompt, response in rows]
+    lengths = rows.lengths
     length = cfg.pack_length or bucketed(max(lengths))
     packer = Packer(lengths, length, seed) if cfg.pack_length else None
     sharding = batch_sharding(mesh)
@@ -126,17 +125,20 @@ def make_sft_step(
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepLog]:
         start = time.perf_counter()
         if packer is None:
-            bins = [[i] for i in batch_indices(len(rows), cfg.batch_size, step, seed)]
+            bins = [[i] for i in batch_indices(len(rows), cfg.batch_size, step, seed).tolist()]
         else:
             bins = packer.batch(step, cfg.batch_size)
-        batch = packed_batch([[rows[i] for i in chosen] for chosen in bins], pad_id, length)
-        num_tokens = int((batch.segment_ids > 0).sum())
-        placed = place(batch, sharding)
+
+        def make(bins_here: list[int]) -> Batch:
+            return packed_batch([[rows[i] for i in bins[b]] for b in bins_here], pad_id, length)
+
+        trained = np.array([lengths[i] for chosen in bins for i in chosen])
+        num_tokens = int(trained.sum())
+        placed = place_rows(make, len(bins), sharding)
         learning_rate = float(schedule(num_updates(state.opt_state)))
         state, metrics = train_step(state, placed, frozen)
         scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}
         seconds = time.perf_counter() - start
-        trained = np.array([lengths[i] for chosen in bins for i in chosen])
         flops = train_flops(model, trained, trained_share(state.params, frozen))
         return state, StepLog(
             {
@@ -145,7 +147,7 @@ def make_sft_step(
                 "time/train_s": seconds,
                 "time/tokens_per_s": num_tokens / seconds,
                 "time/mfu": flops / seconds / (peak_flops() * mesh.size),
-                "length/padding": 1 - num_tokens / batch.tokens.size,
+                "length/padding": 1 - num_tokens / placed.tokens.size,
             },
             batch=placed,
         )

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from small_model import hidden_states, small_model
 
 from persrm_jax.checkpoint import Checkpoints
-from persrm_jax.data.batches import sft_batch
+from persrm_jax.data.batches import Rows, sft_batch
 from persrm_jax.metrics import MetricsWriter
 from persrm_jax.models.config import ComputeConfig
 from persrm_jax.models.decoder import vocab_weight
@@ -52,7 +52,8 @@ def _state(mesh: Mesh) -> TrainState:
 
 @functools.cache
 def _step(mesh: Mesh):  # noqa: ANN202
-    return make_sft_step(ROWS, MODEL, ComputeConfig(), CFG, pad_id=0, seed=3, mesh=mesh)
+    rows = Rows(ROWS.__getitem__, len(ROWS))
+    return make_sft_step(rows, MODEL, ComputeConfig(), CFG, pad_id=0, seed=3, mesh=mesh)
 
 
 def test_the_loss_is_the_mean_nll_of_response_tokens(mesh: Mesh) -> None:
