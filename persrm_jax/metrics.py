@@ -30,10 +30,12 @@ class MetricsWriter:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, "".join(json.dumps(row) + "\n" for row in self.kept))
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(
-            str(folder / "tensorboard"),
-            purge_step=first_step,
-            filename_suffix=f".{first_step:06d}",
+        self._board = _without_queue(
+            SummaryWriter(
+                str(folder / "tensorboard"),
+                purge_step=first_step,
+                filename_suffix=f".{first_step:06d}",
+            )
         )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -68,6 +70,15 @@ class MetricsWriter:
         if self._writes:
             self._file.close()
             self._board.close()
+
+
+def _without_queue(board: SummaryWriter) -> SummaryWriter:
+    """tensorboardX queues events, and its `flush` does not wait for the queue (2.6.5): a crash
+    would lose some of steps that a checkpoint has passed. Here they are written at once."""
+    events = board.file_writer.event_writer
+    events._worker.stop()  # ends when the queue is empty
+    events.add_event = events._ev_writer.write_event
+    return board
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

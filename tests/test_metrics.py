@@ -93,3 +93,19 @@ def test_an_error_closes_the_files(tmp_path: Path) -> None:
         writer.scalars(0, {"loss/total": float(np.float32(2.0))})
         raise RuntimeError
     assert _scalars(tmp_path, "loss/total") == [(0, 2.0)]
+
+
+def test_what_is_flushed_is_on_disk(tmp_path: Path) -> None:
+    """A process that is killed after a flush has lost nothing."""
+    with MetricsWriter(tmp_path) as writer:
+        for step in range(200):
+            writer.scalars(step, {"a/x": float(step), "a/y": 1.0})
+        writer.text(199, "a/text", "words")
+        writer.flush()
+        events = EventAccumulator(
+            str(tmp_path / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}
+        )
+        events.Reload()
+        for tag in ("a/x", "a/y"):
+            assert [e.step for e in events.Scalars(tag)] == list(range(200))
+        assert len(events.Tensors("a/text/text_summary")) == 1
