@@ -1,3 +1,5 @@
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,6 +190,8 @@ def test_rollout_metrics_by_hand() -> None:
     )
     cfg = RftConfig(group_size=2)
     metrics = rollout_metrics(judged, cfg, (2, 9))
+    tokens = judged.rollout.completion_tokens
+    assert metrics.pop("sampler/checksum") == zlib.crc32(tokens.tobytes()) % 2**24
     assert metrics == pytest.approx(
         {
             "reward/mean": -3 / 6,

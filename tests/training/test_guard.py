@@ -58,3 +58,13 @@ def test_skips_in_a_row_end_training_and_keep_the_batch(tmp_path: Path) -> None:
     with np.load(tmp_path / "bad_batch.npz") as kept:
         assert sorted(kept) == ["['mask']", "['tokens']"]
         np.testing.assert_array_equal(kept["['tokens']"], np.arange(6))
+
+
+def test_a_resumed_run_warns_where_an_unbroken_one_does(tmp_path: Path) -> None:
+    flat = {"reward/varied_groups": 0.0}
+    guard = Guard(tmp_path)
+    guard.recall([{"step": step, **flat} for step in range(FLAT_STEPS - 1)])
+    assert any("differing rewards" in w for w in guard.look(FLAT_STEPS - 1, StepLog(flat)))
+    again = Guard(tmp_path)
+    again.recall([{"step": step, **flat} for step in range(FLAT_STEPS)])
+    assert again.look(FLAT_STEPS, StepLog(flat)) == [], "that was said before"
