@@ -37,14 +37,23 @@ def test_the_time_left_is_the_median_step_for_all_that_remain() -> None:
     [(0, 6, 2, [2, 3]), (4, 6, 2, [4, 5]), (0, 2, 1, [1]), (3, 5, 9, [3, 4]), (0, 3, 0, [])],
 )
 def test_the_steps_asked_for_are_traced(
-    tmp_path: Path, first: int, num_steps: int, num_traced: int, traced: list[int]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: int,
+    num_steps: int,
+    num_traced: int,
+    traced: list[int],
 ) -> None:
+    recording = []
+    start, stop = jax.profiler.start_trace, jax.profiler.stop_trace
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda to: start(to) or recording.append(1))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: stop() or recording.pop())
     tracer = Tracer(tmp_path, first, num_steps, num_traced)
     running = []
     for step in range(first, num_steps):
         with tracer.step(step):
             jax.block_until_ready(jnp.ones(8) * step)
-            if jax._src.profiler._profile_state.profile_session is not None:
+            if recording:
                 running.append(step)
     assert running == traced
     found = list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
