@@ -44,10 +44,19 @@ def test_the_steps_asked_for_are_traced(
     num_traced: int,
     traced: list[int],
 ) -> None:
-    recording = []
+    recording: list[Path] = []
     start, stop = jax.profiler.start_trace, jax.profiler.stop_trace
-    monkeypatch.setattr(jax.profiler, "start_trace", lambda to: start(to) or recording.append(1))
-    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: stop() or recording.pop())
+
+    def begin(folder: Path) -> None:
+        start(folder)
+        recording.append(folder)
+
+    def end() -> None:
+        stop()
+        recording.pop()
+
+    monkeypatch.setattr(jax.profiler, "start_trace", begin)
+    monkeypatch.setattr(jax.profiler, "stop_trace", end)
     tracer = Tracer(tmp_path, first, num_steps, num_traced)
     running = []
     for step in range(first, num_steps):
