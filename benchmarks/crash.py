@@ -124,8 +124,7 @@ def kill_while_writing(folder: Path) -> str:
     """
     process = start(folder)
     while process.poll() is None:
-        saved = list(folder.glob("*/checkpoints/[0-9]*/_CHECKPOINT_METADATA"))
-        if saved and any(any((folder / stage).glob(WRITING)) for stage in STAGES):
+        if saved(folder, "sft") and any(any((folder / stage).glob(WRITING)) for stage in STAGES):
             return _kill(process, folder)
         time.sleep(0.0005)
     raise ValueError(f"the run ended before it could be killed: {folder}")
@@ -208,8 +207,8 @@ def differences(one: Path, other: Path, stage: str, since: int) -> float:
 
 def saved(folder: Path, stage: str) -> int:
     """The step of the last checkpoint that is whole; 0 for none."""
-    steps = (folder / stage / "checkpoints").glob("[0-9]*/_CHECKPOINT_METADATA")
-    return max((int(step.parent.name) for step in steps), default=0)
+    found = (folder / stage / "checkpoints").glob("*/_CHECKPOINT_METADATA")
+    return max((int(p.parent.name) for p in found if p.parent.name.isdigit()), default=0)
 
 
 def main(args: Sequence[str]) -> None:
