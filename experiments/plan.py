@@ -252,11 +252,16 @@ class Planner:
         """The flags nearest to the plan under which every program fits, and what they make of
         it."""
         for flags, changed in changes(self._cfg):
+            # Nothing else is compiled where the rollout, which is taken in one part, does not fit.
+            if self.foretold(changed, "rollout") > MISJUDGED * capacity(changed):
+                continue
+            if not self.fits(changed, ["rollout"]):
+                continue
             found: tuple[str, PlanConfig] | None = (flags, changed)
             for stage, names in (("sft", ("sft",)), ("rft", ("reference", "rft"))):
                 has = [name for name in names if name in job_of(changed).programs()]
                 found = found and self._fewest_parts(found, stage, has)
-            if found and self.fits(found[1]):
+            if found:
                 return found
         return None
 
@@ -265,12 +270,9 @@ class Planner:
     ) -> tuple[str, PlanConfig] | None:
         """The fewest parts in which the stage's programs are foretold to fit, and do."""
         flags, cfg = start
-        room = capacity(cfg)
-        if self.foretold(cfg, "rollout") > room * MISJUDGED:
-            return None
         for more, changed in in_parts(cfg, stage):
             foretold = max(self.foretold(changed, name) for name in names)
-            if foretold <= room and self.fits(changed, names):
+            if foretold <= capacity(cfg) and self.fits(changed, names):
                 return flags + more, changed
         return None
 
