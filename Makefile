@@ -40,7 +40,7 @@ demo: $(VENV)/.base ## set-up and the whole job on the preset `tiny`
 	$(BIN)/python -m experiments.rft
 
 test: $(VENV)/.test ## set-up and the fast tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not accelerator and not hf"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not accelerator and not hf"
 
 test-all: $(VENV)/.test ## every test that this machine can run
 	$(BIN)/python -m pytest -q -m "not accelerator"
