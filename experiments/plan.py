@@ -97,7 +97,7 @@ def missing_compiler(chip: str) -> str | None:
         version("libtpu")
     except PackageNotFoundError:
         return (
-            "the TPU compiler is in the package libtpu: pip install 'jax\\[tpu]' in an environment "
+            "the TPU compiler is in the package libtpu: pip install 'jax[tpu]' in an environment "
             "of its own, or `make aot`, then .venv/aot/bin/python -m experiments.plan"
         )
     return None
@@ -317,7 +317,7 @@ def plan(cfg: PlanConfig, console: Console) -> None:
         f"RFT: {cfg.rft.prompts} prompts of {job.prompt_tokens:,} tokens, {cfg.rft.group_size} "
         f"completions of {cfg.rft.sampling.max_new_tokens:,} each",
     )
-    console.print("\n".join(lines), soft_wrap=True, highlight=False)
+    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
     console.print(table(cfg, usages))
     if near is not None:
         console.print(f"it fits with{near[0]}:")

@@ -1,9 +1,18 @@
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
 import experiments.plan
-from experiments.plan import Planner, capacity, job_of, main, planned_presets
+from experiments.plan import (
+    Planner,
+    capacity,
+    job_of,
+    main,
+    missing_compiler,
+    planned_presets,
+    run_program,
+)
 from persrm_jax.chips import GIB
 from persrm_jax.sharding import MeshShape
 from persrm_jax.training.plan import Usage, estimate
@@ -55,13 +64,11 @@ def test_one_part_fewer_would_not_fit(arithmetic: None) -> None:
     planner = Planner(cfg, lambda text: None)
     found = planner.nearest()
     assert found is not None
-    for stage in ("sft", "rft"):
-        parts = getattr(found[1], stage).accumulate
-        assert parts > 1
-        fewer = [n for n in range(1, parts) if getattr(cfg, stage) and 224 % (n * 2) == 0]
-        if stage == "rft":
-            less = replace(found[1], rft=replace(found[1].rft, accumulate=fewer[-1]))
-            assert not planner.fits(less, ["rft", "reference"])
+    for stage, rows, names in (("sft", 64, ["sft"]), ("rft", 224, ["rft", "reference"])):
+        config = getattr(found[1], stage)
+        fewer = [n for n in range(1, config.accumulate) if rows % (n * found[1].mesh.data) == 0]
+        less = replace(found[1], **{stage: replace(config, accumulate=fewer[-1])})
+        assert planner.fits(found[1], names) and not planner.fits(less, names), stage
 
 
 def test_what_can_never_fit_says_so(arithmetic: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,14 +76,17 @@ def test_what_can_never_fit_says_so(arithmetic: None, capsys: pytest.CaptureFixt
     assert "nothing tried fits" in capsys.readouterr().out
 
 
-def test_without_the_compiler_it_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("jax")
-    try:
-        import libtpu  # noqa: F401
-    except ImportError:
-        pass
-    else:
-        pytest.skip("the TPU compiler is installed")
+def test_without_the_compiler_it_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    def in_process(cfg: experiments.plan.PlanConfig, name: str) -> tuple[Usage, str | None]:
+        return run_program(cfg, name), missing_compiler(cfg.chip)
+
+    monkeypatch.setattr(experiments.plan, "version", absent)
+    monkeypatch.setattr(experiments.plan, "in_subprocess", in_process)
     main(["tiny", "--chip", "v5e", *TINY])
     said = capsys.readouterr().out
     assert "estimated by arithmetic, since the TPU compiler is in the package libtpu" in said
