@@ -57,6 +57,7 @@ def run_sft(
             mesh=mesh,
             trainable=cfg.train,
             frozen=frozen,
+            loss_cfg=cfg.loss,
         )
         optimizer = make_optimizer(sft.optimizer, sft.steps)
         checkpoints = Checkpoints(folder / "checkpoints")

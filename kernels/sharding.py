@@ -31,6 +31,11 @@ class Axes(NamedTuple):
         return PartitionSpec(self.tokens)
 
     @property
+    def whole(self) -> PartitionSpec:
+        """Of what is the same everywhere."""
+        return PartitionSpec()
+
+    @property
     def matrix(self) -> PartitionSpec:
         """Of the matrix and its gradient."""
         return PartitionSpec(tuple(axis for axis in (self.vocabulary, self.shards) if axis))
@@ -89,3 +94,8 @@ def local_ids(axes: Axes, ids: jax.Array, size: int) -> jax.Array:
 def sum_vocabulary(axes: Axes, x: jax.Array) -> jax.Array:
     """What each part of the vocabulary adds."""
     return x if axes.vocabulary is None else jax.lax.psum(x, axes.vocabulary)
+
+
+def sum_tokens(axes: Axes, x: jax.Array) -> jax.Array:
+    """What each device's tokens add."""
+    return x if axes.tokens is None else jax.lax.psum(x, axes.tokens)

@@ -176,13 +176,6 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def platform() -> str:
-    """The platform of the mesh in force, which may be one that is not here (`experiments.plan`);
-    without a mesh, this machine's."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
-
-
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
     """Pins an activation's layout under the mesh of `jax.set_mesh`; without one, does nothing."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -1,5 +1,5 @@
 """Rewards of a group -> advantages of its members."""
 
-from kernels.group_advantage.reference import group_advantage
+from kernels.group_advantage.api import Baseline, group_advantage
 
-__all__ = ["group_advantage"]
+__all__ = ["Baseline", "group_advantage"]

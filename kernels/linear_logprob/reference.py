@@ -4,21 +4,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from kernels import softmax
+
 
 def linear_logprob(
-    hidden: Float[Array, "B T D"],
+    hidden: Float[Array, "N D"],
     weight: Float[Array, "V D"],
-    labels: Int[Array, "B T"],
+    labels: Int[Array, " N"],
     temperature: float,
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
     """log softmax(hidden weight^T / temperature)[label] and the softmax's entropy, in nats."""
-    weight = weight.astype(hidden.dtype)
-    logits = jnp.einsum("BTD,VD->BTV", hidden, weight, preferred_element_type=jnp.float32)
-    logits = logits / temperature
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    # A mask and a sum, not a gather, so that a sharded vocabulary needs no collective but the sum.
-    is_label = jax.lax.broadcasted_iota(labels.dtype, logits.shape, 2) == labels[..., None]
-    label_logits = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
-    shifted = logits - log_z[..., None]
-    entropy = -jnp.sum(jnp.exp(shifted) * shifted, axis=-1)
-    return label_logits - log_z, entropy
+    logits = softmax.logits(hidden, weight.astype(hidden.dtype), temperature)
+    log_p = jax.nn.log_softmax(logits, axis=1)
+    logprobs = jnp.sum(jnp.where(softmax.is_label(log_p, labels), log_p, 0.0), axis=1)
+    return logprobs, -jnp.sum(jnp.exp(log_p) * log_p, axis=1)

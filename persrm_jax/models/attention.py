@@ -20,8 +20,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from kernels.dispatch import platform
 from persrm_jax.models.config import Attention
-from persrm_jax.sharding import ACTIVATION_RULES, partition, platform
+from persrm_jax.sharding import ACTIVATION_RULES, partition
 
 QUERY_BLOCK = 512
 """Queries that `chunked` takes at a time."""

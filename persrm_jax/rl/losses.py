@@ -1,4 +1,4 @@
-"""The clipped surrogate, KL estimators and their aggregation into GRPO's loss."""
+"""GRPO's loss of a rollout: how it is configured, and how tokens weigh in it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from persrm_jax.models.logprobs import masked_mean
+from kernels.dispatch import Impl
+from kernels.grpo_loss import grpo_loss
+from kernels.token_loss import KlEstimator, TokenInputs, TokenRule, TokenSums
 from persrm_jax.types import Totals
 
-KlEstimator = Literal["k1", "k2", "k3"]
 Metrics = dict[str, jax.Array]
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """GRPO's loss (arXiv 2402.03300, eq. 3)."""
+    """GRPO's loss (arXiv 2402.03300, eq. 3), and how losses are computed."""
 
     clip_low: float = 0.2
     """The ratio is clipped at 1 - clip_low."""
@@ -26,6 +27,15 @@ class LossConfig:
     """Weight of the KL divergence to the reference; 0 loads no reference."""
     kl_estimator: KlEstimator = "k3"
     """k3 = exp(ref - logp) - (ref - logp) - 1; k2 = (ref - logp)^2 / 2; k1 = logp - ref."""
+    entropy_coef: float = 0.0
+    """Weight of the mean entropy, which is added to the objective."""
+    impl: Impl = "auto"
+    """Who computes log-probabilities and losses, of SFT too: `reference` with all logits in memory,
+    `xla` a chunk at a time, `pallas` with kernels (TPUs, Hopper GPUs); `auto` takes what was
+    measured as fastest on the chip."""
+    accumulator: Literal["float32", "bfloat16"] = "float32"
+    """What the gradient of the output projection is summed in; `bfloat16` saves half its memory, at
+    an error of 1e-2."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.clip_low < 1 or self.clip_high < 0:
@@ -36,81 +46,80 @@ class LossConfig:
         if self.kl_coef < 0:
             raise ValueError(f"--loss.kl-coef {self.kl_coef}: must be 0 or more")
 
+    @property
+    def rule(self) -> TokenRule:
+        """What the kernels need of it."""
+        return TokenRule(self.clip_low, self.clip_high, self.kl_coef, self.kl_estimator)
 
-def clipped_surrogate(
-    logprobs: Float[Array, "B T"],
-    old_logprobs: Float[Array, "B T"],
-    advantages: Float[Array, " B"],
-    *,
-    clip_low: float,
-    clip_high: float,
+
+DEFAULT = LossConfig()
+
+
+def sequence_weights(
+    mask: Bool[Array, "B T"], num_rows: Int[Array, ""] | None = None
 ) -> Float[Array, "B T"]:
-    """Per-token -min(r A, clip(r, 1-clip_low, 1+clip_high) A), r = exp(logp - old)."""
-    ratio = jnp.exp(logprobs - old_logprobs)
-    clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
-    A = advantages[:, None]
-    return -jnp.minimum(ratio * A, clipped * A)
+    """Weights under which a sum over tokens is the mean over each row's tokens, then over the rows
+    (`num_rows` where these are but a part); an empty row counts as 0."""
+    lengths = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+    return mask / (lengths * (mask.shape[0] if num_rows is None else num_rows))
 
 
-def kl_estimate(
-    logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"], estimator: KlEstimator
-) -> Float[Array, "B T"]:
-    """KL(policy || reference) of each sampled token (Schulman 2020), d = ref - logp."""
-    d = ref_logprobs - logprobs
-    match estimator:
-        case "k1":
-            return -d
-        case "k2":
-            return d**2 / 2
-        case "k3":
-            return jnp.exp(d) - d - 1
-
-
-def sequence_mean(
-    x: Float[Array, "B T"], mask: Bool[Array, "B T"], num_rows: Int[Array, ""] | None = None
-) -> Float[Array, ""]:
-    """Mean over each row's tokens, then over the rows (`num_rows` where these are but a part); an
-    empty row counts as 0."""
-    per_row = jnp.sum(jnp.where(mask, x, 0.0), axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1)
-    return jnp.sum(per_row) / (x.shape[0] if num_rows is None else num_rows)
-
-
-def grpo_loss(
-    logprobs: Float[Array, "B T"],
-    old_logprobs: Float[Array, "B T"],
-    ref_logprobs: Float[Array, "B T"] | None,
+def rollout_loss(
+    hidden: Float[Array, "B T D"],
+    weight: Float[Array, "V D"],
+    labels: Int[Array, "B T"],
+    old: Float[Array, "B T"] | None,
+    ref: Float[Array, "B T"] | None,
     advantages: Float[Array, " B"],
     mask: Bool[Array, "B T"],
     cfg: LossConfig,
-    totals: Totals | None = None,
-) -> tuple[Float[Array, ""], Metrics]:
-    """sequence_mean(surrogate + kl_coef * KL), and its metrics.
+    *,
+    temperature: float,
+    totals: Totals,
+) -> tuple[Float[Array, ""], Metrics, Float[Array, "B T"]]:
+    """GRPO's loss of completions, its metrics and their log-probabilities (as constants).
 
     Args:
-        totals: counts of the whole batch, where these rows are but a part of it.
+        hidden: the state before each label.
+        old: log-probabilities at the time of the rollout; None: the policy's own.
+        ref: the reference's, where `cfg.kl_coef` is above 0.
+        mask: tokens that count.
+        totals: of the whole batch, of which these rows may be a part.
     """
-    rows, tokens = totals or (None, None)
-    # Before any exp: where masked, an infinity times a zero cotangent would be NaN.
-    logprobs = jnp.where(mask, logprobs, 0.0)
-    old_logprobs = jnp.where(mask, old_logprobs, 0.0)
-    surrogate = clipped_surrogate(
-        logprobs, old_logprobs, advantages, clip_low=cfg.clip_low, clip_high=cfg.clip_high
+    wide = jnp.broadcast_to(advantages[:, None], mask.shape)
+    given = TokenInputs(sequence_weights(mask, totals.sequences), wide, old, ref)
+    found = grpo_loss(
+        hidden.reshape(-1, hidden.shape[2]),
+        weight,
+        labels.reshape(-1),
+        jax.tree.map(jnp.ravel, given),
+        cfg.rule,
+        temperature=temperature,
+        entropy_coef=cfg.entropy_coef,
+        accumulator=cfg.accumulator,
+        impl=cfg.impl,
     )
-    policy_loss = sequence_mean(surrogate, mask, rows)
-    ratio = jnp.exp(jax.lax.stop_gradient(logprobs) - old_logprobs)
-    gain = advantages[:, None] > 0
+    tokens = jnp.maximum(totals.tokens, 1)
+    entropy = jnp.sum(jnp.where(mask.reshape(-1), found.entropy, 0.0))
     metrics = {
-        "loss/policy": policy_loss,
-        # The sum of |terms|: what a difference between two runs' losses is measured against.
-        "loss/scale": sequence_mean(jnp.abs(surrogate), mask, rows),
-        "ratio/clip_fraction_low": masked_mean((ratio < 1 - cfg.clip_low) & ~gain, mask, tokens),
-        "ratio/clip_fraction_high": masked_mean((ratio > 1 + cfg.clip_high) & gain, mask, tokens),
-        "ratio/max": jnp.max(jnp.where(mask, ratio, 0.0)),
+        "loss/total": found.loss,
+        **loss_metrics(found.sums, cfg, tokens),
+        "entropy/mean": entropy / tokens,
     }
-    loss = policy_loss
-    if ref_logprobs is not None:
-        kl = kl_estimate(logprobs, jnp.where(mask, ref_logprobs, 0.0), cfg.kl_estimator)
-        metrics["kl/mean"] = masked_mean(kl, mask, tokens)
-        loss = loss + cfg.kl_coef * sequence_mean(kl, mask, rows)
-    metrics["loss/total"] = loss
-    return loss, metrics
+    return found.loss, metrics, found.logprobs.reshape(mask.shape)
+
+
+def loss_metrics(sums: TokenSums, cfg: LossConfig, tokens: Int[Array, ""]) -> Metrics:
+    """A loss's sums as TensorBoard shows them; `tokens` are the whole batch's."""
+    metrics = {
+        "loss/policy": sums.policy,
+        # The sum of |terms|: what a difference between two runs' losses is measured against.
+        "loss/scale": sums.scale,
+        "ratio/clip_fraction_low": sums.clipped_low / tokens,
+        "ratio/clip_fraction_high": sums.clipped_high / tokens,
+        "ratio/max": sums.ratio_max,
+        "ratio/min": sums.ratio_min,
+    }
+    if cfg.kl_coef:
+        metrics["kl/mean"] = sums.kl / tokens
+    return metrics

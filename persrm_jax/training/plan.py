@@ -122,7 +122,7 @@ def program(name: str, job: Job, mesh: AnyMesh) -> tuple[Any, tuple[Any, ...], T
     optimizer = make_optimizer(stage.optimizer, stage.steps)
     state = abstract_state(trained, optimizer, mesh)
     if name == "sft":
-        train = make_sft_program(job.model, job.compute, job.sft, job.trainable)
+        train = make_sft_program(job.model, job.compute, job.sft, job.trainable, job.loss)
         return (
             train,
             (state, _rows(job.sft.batch_size, job.sft_length, mesh), frozen),

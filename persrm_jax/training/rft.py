@@ -20,12 +20,13 @@ from persrm_jax.data.batches import batch_indices, bucketed, encode_pairs
 from persrm_jax.data.prompts import PromptConfig
 from persrm_jax.distributed import place
 from persrm_jax.models.config import ComputeConfig, ModelConfig
+from persrm_jax.models.decoder import vocab_weight
 from persrm_jax.models.flops import train_flops
-from persrm_jax.models.logprobs import masked_mean, token_logprobs
+from persrm_jax.models.logprobs import masked_mean, token_logprobs, token_states
 from persrm_jax.models.params import Params
 from persrm_jax.models.trainable import TrainableConfig, join, trained_share
 from persrm_jax.rl.advantages import AdvantageConfig, group_relative, varied_groups
-from persrm_jax.rl.losses import LossConfig, grpo_loss
+from persrm_jax.rl.losses import LossConfig, rollout_loss
 from persrm_jax.rl.rewards import RewardConfig
 from persrm_jax.rl.rollout import JudgedRollout, roll_out
 from persrm_jax.sampling import Generate, SamplingConfig, make_generate
@@ -123,18 +124,23 @@ def make_rft_loss(
         params: Params, batch: RftBatch, totals: Totals | None = None
     ) -> tuple[jax.Array, Metrics]:
         totals = totals or count_rollout(batch)
-        logprobs, entropy = token_logprobs(
-            params, cfg, batch.rows, compute, start=start, temperature=temperature
-        )
+        hidden, labels = token_states(params, cfg, batch.rows, compute, start=start)
         mask = batch.rows.loss_mask[:, start:]
-        old = jax.lax.stop_gradient(logprobs)
-        loss, metrics = grpo_loss(
-            logprobs, old, batch.ref_logprobs, batch.advantages, mask, loss_cfg, totals
+        loss, metrics, logprobs = rollout_loss(
+            hidden,
+            vocab_weight(params),
+            labels,
+            None,
+            batch.ref_logprobs,
+            batch.advantages,
+            mask,
+            loss_cfg,
+            temperature=temperature,
+            totals=totals,
         )
-        gap = jnp.where(mask, jnp.abs(old - batch.sampler_logprobs), 0.0)
+        gap = jnp.where(mask, jnp.abs(logprobs - batch.sampler_logprobs), 0.0)
         metrics["sampler/logprob_gap_mean"] = masked_mean(gap, mask, totals.tokens)
         metrics["sampler/logprob_gap_max"] = jnp.max(gap)
-        metrics["entropy/mean"] = masked_mean(entropy, mask, totals.tokens)
         return loss, metrics
 
     return rft_loss
@@ -190,7 +196,13 @@ def make_rft_programs(
     def score(params: Params, rows: Batch) -> jax.Array:
         def part(rows: Batch) -> jax.Array:
             return token_logprobs(
-                params, model, rows, compute, start=start, temperature=temperature
+                params,
+                model,
+                rows,
+                compute,
+                start=start,
+                temperature=temperature,
+                impl=loss_cfg.impl,
             )[0]
 
         return map_parts(part, rows, cfg.accumulate)

@@ -8,14 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from kernels.linear_loss import linear_loss
 from persrm_jax.chips import peak_flops
 from persrm_jax.data.batches import Packer, Rows, batch_indices, bucketed, packed_batch
 from persrm_jax.distributed import place_rows
 from persrm_jax.models.config import ComputeConfig, ModelConfig
+from persrm_jax.models.decoder import vocab_weight
 from persrm_jax.models.flops import train_flops
-from persrm_jax.models.logprobs import masked_mean, token_logprobs
+from persrm_jax.models.logprobs import masked_mean, token_states
 from persrm_jax.models.params import Params
 from persrm_jax.models.trainable import TrainableConfig, trained_share
+from persrm_jax.rl.losses import DEFAULT, LossConfig
 from persrm_jax.sharding import batch_sharding
 from persrm_jax.training.guard import StepLog
 from persrm_jax.training.loop import StepFn
@@ -57,16 +60,27 @@ class SftConfig:
             raise ValueError(f"--sft.patience {self.patience}: needs --sft.eval-every")
 
 
-def make_sft_loss(cfg: ModelConfig, compute: ComputeConfig) -> LossFn:
-    """Mean negative log-likelihood of the batch's response tokens, in nats."""
+def make_sft_loss(
+    cfg: ModelConfig, compute: ComputeConfig, loss_cfg: LossConfig = DEFAULT
+) -> LossFn:
+    """Mean negative log-likelihood of the batch's response tokens, in nats. Of `loss_cfg` only how
+    a loss is computed matters here."""
 
     def sft_loss(
         params: Params, batch: Batch, totals: Totals | None = None
     ) -> tuple[jax.Array, Metrics]:
         totals = totals or count_batch(batch)
-        logprobs, entropy = token_logprobs(params, cfg, batch, compute)
-        mask = batch.loss_mask[:, 1:]
-        loss = -masked_mean(logprobs, mask, totals.tokens)
+        hidden, labels = token_states(params, cfg, batch, compute)
+        mask = jnp.ravel(batch.loss_mask[:, 1:])
+        loss, _, entropy = linear_loss(
+            _negative_log_likelihood,
+            hidden.reshape(-1, hidden.shape[2]),
+            vocab_weight(params),
+            labels.reshape(-1),
+            mask / jnp.maximum(totals.tokens, 1),
+            accumulator=loss_cfg.accumulator,
+            impl=loss_cfg.impl,
+        )
         return loss, {
             "loss/total": loss,
             "entropy/mean": masked_mean(entropy, mask, totals.tokens),
@@ -76,17 +90,27 @@ def make_sft_loss(cfg: ModelConfig, compute: ComputeConfig) -> LossFn:
     return sft_loss
 
 
+def _negative_log_likelihood(
+    logprobs: jax.Array, entropy: jax.Array, weights: jax.Array
+) -> jax.Array:
+    return -weights * jnp.where(weights != 0, logprobs, 0.0)
+
+
 def count_batch(batch: Batch) -> Totals:
     """Sequences and loss tokens of a batch. Segments of a row are numbered from 1."""
     return Totals(jnp.sum(jnp.max(batch.segment_ids, axis=1)), jnp.sum(batch.loss_mask[:, 1:]))
 
 
 def make_sft_program(
-    model: ModelConfig, compute: ComputeConfig, cfg: SftConfig, trainable: TrainableConfig = ALL
+    model: ModelConfig,
+    compute: ComputeConfig,
+    cfg: SftConfig,
+    trainable: TrainableConfig = ALL,
+    loss_cfg: LossConfig = DEFAULT,
 ) -> TrainStep:
     """The compiled part of a step: (state, batch, frozen) -> (state, metrics)."""
     return make_train_step(
-        make_sft_loss(model, compute),
+        make_sft_loss(model, compute, loss_cfg),
         make_optimizer(cfg.optimizer, cfg.steps),
         count=count_batch,
         accumulate=cfg.accumulate,
@@ -105,6 +129,7 @@ def make_sft_step(
     mesh: Mesh,
     trainable: TrainableConfig = ALL,
     frozen: Params | None = None,
+    loss_cfg: LossConfig = DEFAULT,
 ) -> StepFn:
     """Returns (state, step) -> (state, log) over encoded traces; rows of all batches share one
     length, so that the step is compiled once.
@@ -115,7 +140,7 @@ def make_sft_step(
     Raises:
         ValueError: a trace longer than `cfg.pack_length`.
     """
-    train_step = make_sft_program(model, compute, cfg, trainable)
+    train_step = make_sft_program(model, compute, cfg, trainable, loss_cfg)
     schedule = make_schedule(cfg.optimizer, cfg.steps)
     lengths = rows.lengths
     length = cfg.pack_length or bucketed(max(lengths))

@@ -18,7 +18,7 @@ from persrm_jax.types import Totals
 Metrics = dict[str, jax.Array]
 LossFn = Callable[..., tuple[jax.Array, Metrics]]
 """(params, batch, totals) -> (loss, metrics). `totals` are those of the whole batch, None where
-`batch` is whole. Metrics of parts add up, save those whose names end in `max`."""
+`batch` is whole. Metrics of parts add up, save those whose names end in `max` or `min`."""
 Count = Callable[[Any], Totals]
 
 
@@ -121,8 +121,9 @@ def make_train_step(
 
         first = jax.tree.map(lambda x: x[0], parts)
         shapes = jax.eval_shape(gradients, params, frozen, first, totals, key)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return jax.lax.scan(add, zeros, (parts, keys))[0]
+        grads, metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        metrics |= {tag: x + jnp.inf for tag, x in metrics.items() if tag.endswith("min")}
+        return jax.lax.scan(add, (grads, metrics), (parts, keys))[0]
 
     def step(
         state: TrainState, batch: Any, frozen: Params | None = None
@@ -163,7 +164,5 @@ def map_parts(function: Callable[[Any], jax.Array], batch: Any, num_parts: int) 
 
 
 def _combine(total: Metrics, part: Metrics) -> Metrics:
-    return {
-        tag: jnp.maximum(total[tag], value) if tag.endswith("max") else total[tag] + value
-        for tag, value in part.items()
-    }
+    join = {"max": jnp.maximum, "min": jnp.minimum}
+    return {tag: join.get(tag[-3:], jnp.add)(total[tag], x) for tag, x in part.items()}

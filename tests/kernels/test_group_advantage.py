@@ -1,34 +1,100 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from float64 import IMPLS, running
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.group_advantage import group_advantage
+from kernels.group_advantage import Baseline, group_advantage
 
 EPS = 1e-4
 
 
-def in_float64(rewards: np.ndarray, ids: np.ndarray, *, scale_by_std: bool) -> np.ndarray:
+def in_float64(
+    rewards: np.ndarray,
+    ids: np.ndarray,
+    *,
+    scale_by_std: bool,
+    mask: np.ndarray | None = None,
+    baseline: Baseline = "mean",
+) -> np.ndarray:
     """Group by group, with NumPy's own mean and standard deviation."""
     out = np.zeros(len(rewards))
-    for group in set(ids.tolist()):
-        r = rewards[ids == group].astype(np.float64)
-        std = r.std(ddof=1) if len(r) > 1 else 0.0
-        out[ids == group] = (r - r.mean()) / (std + EPS if scale_by_std else 1.0)
+    counts = np.ones(len(rewards), bool) if mask is None else mask
+    for group in set(ids[counts].tolist()):
+        here = (ids == group) & counts
+        r = rewards[here].astype(np.float64)
+        n = len(r)
+        mean = np.full(n, r.mean())
+        if baseline == "leave_one_out":
+            mean = (r.sum() - r) / (n - 1) if n > 1 else r
+        std = r.std(ddof=1) if n > 1 else 0.0
+        out[here] = (r - mean) / (std + EPS if scale_by_std else 1.0)
     return out
 
 
-def advantages(rewards: np.ndarray, ids: np.ndarray, *, scale_by_std: bool = True) -> np.ndarray:
-    return np.asarray(
-        group_advantage(
-            jnp.asarray(rewards, jnp.float32),
-            jnp.asarray(ids, jnp.int32),
-            scale_by_std=scale_by_std,
-            eps=EPS,
+def advantages(
+    rewards: np.ndarray,
+    ids: np.ndarray,
+    *,
+    scale_by_std: bool = True,
+    impl: str = "xla",
+    **options: Any,
+) -> np.ndarray:
+    with running(impl) as how:
+        return np.asarray(
+            group_advantage(
+                jnp.asarray(rewards, jnp.float32),
+                jnp.asarray(ids, jnp.int32),
+                scale_by_std=scale_by_std,
+                eps=EPS,
+                impl=how,
+                **options,
+            )
         )
-    )
+
+
+@pytest.mark.parametrize("impl", IMPLS[1:])
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    num=st.sampled_from([1, 5, 128, 200]),
+    groups=st.sampled_from([1, 3, 40]),
+    levels=st.sampled_from([1, 3, 1000]),
+    masked=st.booleans(),
+    scale_by_std=st.booleans(),
+    baseline=st.sampled_from(["mean", "leave_one_out"]),
+    seed=st.integers(0, 1000),
+)
+def test_equals_float64_in_every_way(
+    impl: str,
+    num: int,
+    groups: int,
+    levels: int,
+    masked: bool,
+    scale_by_std: bool,
+    baseline: Baseline,
+    seed: int,
+) -> None:
+    """Ragged groups in any order, some of one, some of equal rewards, some with masked members,
+    whose rewards are not numbers."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, groups, num) * 7 - 3
+    rewards = (rng.integers(0, levels, num) * 0.1 - 1).astype(np.float32)
+    mask = rng.random(num) < 0.7 if masked else None
+    if mask is not None:
+        rewards[~mask] = np.nan
+    options = {"scale_by_std": scale_by_std, "baseline": baseline}
+    given = None if mask is None else jnp.asarray(mask)
+    found = advantages(rewards, ids, mask=given, impl=impl, **options)
+    want = in_float64(rewards, ids, mask=mask, **options)
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
+    if levels == 1:
+        assert (found == 0).all()
+    if mask is not None:
+        assert (found[~mask] == 0).all()
 
 
 def test_hand_worked() -> None:

@@ -1,4 +1,3 @@
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,8 @@ import numpy as np
 import pytest
 
 from persrm_jax.rl.advantages import AdvantageConfig, group_relative, varied_groups
-from persrm_jax.rl.losses import (
-    KlEstimator,
-    LossConfig,
-    clipped_surrogate,
-    grpo_loss,
-    kl_estimate,
-    sequence_mean,
-)
+from persrm_jax.rl.losses import LossConfig, rollout_loss, sequence_weights
+from persrm_jax.types import Totals
 
 ORACLE = Path(__file__).parents[1] / "data" / "grpo_oracle.npz"
 CASES = ("main", "edge")
@@ -48,6 +41,27 @@ def test_advantages_equal_those_of_trl(
     np.testing.assert_allclose(found, oracle[f"{case}/{name}"], rtol=1e-5, atol=1e-6)
 
 
+def states_of(logprobs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Hidden states, weight and labels of two words, the first with these log-probabilities."""
+    logp = np.asarray(logprobs, np.float64)
+    logits = jnp.asarray(logp - np.log(-np.expm1(logp)), jnp.float32)
+    return logits[..., None], jnp.array([[1.0], [0.0]]), jnp.zeros(logits.shape, jnp.int32)
+
+
+def loss_of(
+    logprobs: jax.Array,
+    old: jax.Array | None,
+    ref: jax.Array | None,
+    advantages: jax.Array,
+    mask: jax.Array,
+    cfg: LossConfig,
+) -> Any:
+    totals = Totals(jnp.asarray(len(mask)), jnp.sum(mask))
+    return rollout_loss(
+        *states_of(logprobs), old, ref, advantages, mask, cfg, temperature=1.0, totals=totals
+    )
+
+
 @pytest.mark.parametrize("old", ["given", "self"])
 @pytest.mark.parametrize("beta", ["0", "0.04"])
 @pytest.mark.parametrize("case", CASES)
@@ -62,15 +76,31 @@ def test_loss_and_gradient_equal_those_of_trl(
     advantages = group_relative(rewards, group_size, AdvantageConfig("std", eps=1e-4))
     cfg = LossConfig(clip_low=0.2, clip_high=0.28, kl_coef=float(beta), kl_estimator="k3")
 
-    def loss(logprobs: jax.Array) -> tuple[jax.Array, Any]:
-        before = given if old == "given" else jax.lax.stop_gradient(logprobs)
-        return grpo_loss(logprobs, before, ref if cfg.kl_coef else None, advantages, mask, cfg)
+    hidden, weight, labels = states_of(logprobs)
+    totals = Totals(jnp.asarray(len(mask)), jnp.sum(mask))
 
-    (value, metrics), grad = jax.value_and_grad(loss, has_aux=True)(logprobs)
+    def loss(hidden: jax.Array) -> tuple[jax.Array, Any]:
+        value, metrics, _ = rollout_loss(
+            hidden,
+            weight,
+            labels,
+            given if old == "given" else None,
+            ref if cfg.kl_coef else None,
+            advantages,
+            mask,
+            cfg,
+            temperature=1.0,
+            totals=totals,
+        )
+        return value, metrics
+
+    (value, metrics), grad = jax.value_and_grad(loss, has_aux=True)(hidden)
 
     want = f"trl/{case}/grpo/beta={beta}/old={old}"
     assert float(value) == pytest.approx(float(oracle[f"{want}/loss"]), abs=1e-6)
-    assert relative_l2(grad, oracle[f"{want}/grad"]) < 1e-6
+    # d log p / d logit = 1 - p
+    chained = oracle[f"{want}/grad"] * -np.expm1(oracle[f"{case}/logps"])
+    assert relative_l2(grad[..., 0], chained) < 2e-6
     assert (np.asarray(grad)[~np.asarray(mask)] == 0).all()
     assert float(metrics["loss/total"]) == float(value)
 
@@ -81,92 +111,53 @@ def test_what_is_masked_changes_nothing(oracle: dict[str, np.ndarray]) -> None:
     advantages = float32(oracle["edge/adv_group"])
     mask = jnp.asarray(oracle["edge/mask"] > 0)
     assert not mask.any(axis=1).all(), "a row with an empty mask"
-    cfg = LossConfig()
     noise = [jnp.where(mask, x, shift) for x, shift in zip(arrays, (-50, 3, 7), strict=True)]
-    loss, metrics = grpo_loss(*arrays, advantages, mask, cfg)
-    noisy_loss, noisy_metrics = grpo_loss(*noise, advantages, mask, cfg)
-    assert float(loss) == float(noisy_loss)
-    assert {k: float(v) for k, v in metrics.items()} == {
-        k: float(v) for k, v in noisy_metrics.items()
-    }
+    found, other = (loss_of(*x, advantages, mask, LossConfig()) for x in (arrays, noise))
+    assert float(found[0]) == float(other[0])
+    for tag, value in found[1].items():
+        assert float(value) == float(other[1][tag]), tag
 
 
-def test_overflow_where_masked_does_not_reach_the_gradient() -> None:
-    logprobs, old, ref = jnp.array([[[-1.0, -200.0]], [[-1.1, -400.0]], [[-1.2, 0.0]]])
-    mask = jnp.array([[True, False]])
-    grad = jax.grad(lambda x: grpo_loss(x, old, ref, jnp.ones(1), mask, LossConfig())[0])(logprobs)
-    assert np.isfinite(grad).all() and grad[0, 0] != 0 and grad[0, 1] == 0
-
-
-def test_kl_estimators_by_hand() -> None:
-    """ref / policy = 2, 1/2 and 1: d = log 2, -log 2 and 0."""
-    logprobs = jnp.zeros((1, 3)) - 3.0
-    ref = logprobs + jnp.log(jnp.array([[2.0, 0.5, 1.0]]))
-    d = np.log(2.0)
-    want = {"k1": [-d, d, 0], "k2": [d**2 / 2, d**2 / 2, 0], "k3": [1 - d, d - 0.5, 0]}
-    for name, values in want.items():
-        np.testing.assert_allclose(kl_estimate(logprobs, ref, name)[0], values, atol=1e-6)
-
-
-@pytest.mark.parametrize("estimator", ["k1", "k3"])
-def test_unbiased_estimators_average_to_the_divergence(estimator: KlEstimator) -> None:
-    policy, ref = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.2, 0.6])
-    values = kl_estimate(float32(np.log(policy))[None], float32(np.log(ref))[None], estimator)[0]
-    divergence = (policy * np.log(policy / ref)).sum()
-    assert (policy * np.asarray(values)).sum() == pytest.approx(divergence, abs=1e-6)
-
-
-def test_the_estimator_of_the_config_is_used() -> None:
-    logprobs, ref = jnp.array([[-1.0, -2.0]]), jnp.array([[-1.5, -1.0]])
-    mask = jnp.ones((1, 2), bool)
-    # d = -0.5, 1
-    want = {"k1": -0.25, "k2": 0.3125, "k3": (np.exp(-0.5) - 0.5 + np.e - 2) / 2}
-    for name, value in want.items():
-        cfg = LossConfig(kl_coef=0.5, kl_estimator=name)
-        loss, metrics = grpo_loss(logprobs, logprobs, ref, jnp.zeros(1), mask, cfg)
-        assert float(metrics["kl/mean"]) == pytest.approx(value, abs=1e-6)
-        assert float(loss) == pytest.approx(0.5 * value, abs=1e-6)
-
-
-def test_surrogate_by_hand() -> None:
-    """Ratios 0.5, 1, 1.25, 2 with clip 0.8 .. 1.28, once with A = 1 and once with A = -2."""
-    ratios = jnp.log(jnp.array([[0.5, 1.0, 1.25, 2.0]] * 2))
-    found = clipped_surrogate(
-        ratios - 1, jnp.full((2, 4), -1.0), jnp.array([1.0, -2.0]), clip_low=0.2, clip_high=0.28
-    )
-    want = [[-0.5, -1.0, -1.25, -1.28], [1.6, 2.0, 2.5, 4.0]]
-    np.testing.assert_allclose(found, want, rtol=1e-6)
-
-
-def test_clipped_tokens_have_no_gradient() -> None:
-    old = jnp.full((2, 4), -1.0)
-    logprobs = jnp.log(jnp.array([[0.5, 1.0, 1.25, 2.0]] * 2)) - 1
-    surrogate = partial(clipped_surrogate, clip_low=0.2, clip_high=0.28)
-    grad = jax.grad(lambda x: surrogate(x, old, jnp.array([1.0, -2.0])).sum())(logprobs)
-    # d(r A)/d logp = r A where the unclipped term is the smaller.
-    np.testing.assert_allclose(grad, [[-0.5, -1.0, -1.25, 0], [0, 2.0, 2.5, 4.0]], rtol=1e-6)
-
-
-def test_clip_fractions_by_hand() -> None:
+def test_metrics_by_hand() -> None:
     """Of 9 tokens in the mask, 1 is clipped from below (A < 0) and 2 from above (A > 0)."""
     ratio = jnp.array([[0.5, 1.0, 1.25, 2.0, 3.0], [0.5, 1.0, 1.25, 2.0, 9.0]])
     mask = jnp.array([[True] * 5, [True] * 4 + [False]])
     cfg = LossConfig(clip_low=0.2, clip_high=0.28, kl_coef=0.0)
     advantages = jnp.array([1.0, -2.0])
-    _, metrics = grpo_loss(jnp.log(ratio), jnp.zeros((2, 5)), None, advantages, mask, cfg)
+    old = jnp.full((2, 5), -3.0)
+    _, metrics, logprobs = loss_of(jnp.log(ratio) + old, old, None, advantages, mask, cfg)
     assert float(metrics["ratio/clip_fraction_low"]) == pytest.approx(1 / 9)
     assert float(metrics["ratio/clip_fraction_high"]) == pytest.approx(2 / 9)
     assert float(metrics["ratio/max"]) == pytest.approx(3.0)
+    assert float(metrics["ratio/min"]) == pytest.approx(0.5)
     # -min terms: row 0 is -(0.5 + 1 + 1.25 + 1.28 + 1.28) / 5, row 1 (1.6 + 2 + 2.5 + 4) / 4.
-    assert float(metrics["loss/policy"]) == pytest.approx((-1.062 + 2.525) / 2, rel=1e-6)
-    assert float(metrics["loss/scale"]) == pytest.approx((1.062 + 2.525) / 2, rel=1e-6)
+    assert float(metrics["loss/policy"]) == pytest.approx((-1.062 + 2.525) / 2, rel=1e-5)
+    assert float(metrics["loss/scale"]) == pytest.approx((1.062 + 2.525) / 2, rel=1e-5)
+    p = np.asarray(jnp.exp(logprobs))
+    entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p))
+    assert float(metrics["entropy/mean"]) == pytest.approx(entropy[mask].mean(), rel=1e-5)
     assert "kl/mean" not in metrics
 
 
-def test_sequence_mean_weighs_rows_alike() -> None:
-    x = jnp.array([[1.0, 2.0, 3.0], [10.0, 0.0, 0.0], [5.0, 5.0, 5.0]])
+@pytest.mark.parametrize("kl_coef", [0.5, 2.0])
+def test_the_estimator_and_the_coefficients_of_the_config_are_used(kl_coef: float) -> None:
+    logprobs, ref = jnp.array([[-1.0, -2.0]]), jnp.array([[-1.5, -1.0]])
+    mask = jnp.ones((1, 2), bool)
+    # d = -0.5, 1
+    want = {"k1": -0.25, "k2": 0.3125, "k3": (np.exp(-0.5) - 0.5 + np.e - 2) / 2}
+    for name, value in want.items():
+        cfg = LossConfig(kl_coef=kl_coef, kl_estimator=name, entropy_coef=0.1)
+        loss, metrics, _ = loss_of(logprobs, None, ref, jnp.zeros(1), mask, cfg)
+        assert float(metrics["kl/mean"]) == pytest.approx(value, abs=1e-6)
+        entropy = float(metrics["entropy/mean"])
+        assert float(loss) == pytest.approx(kl_coef * value - 0.1 * entropy, abs=1e-6)
+
+
+def test_sequence_weights_weigh_rows_alike() -> None:
+    x = np.array([[1.0, 2.0, 3.0], [10.0, 0.0, 0.0], [5.0, 5.0, 5.0]])
     mask = jnp.array([[True, True, True], [True, False, False], [False, False, False]])
-    assert float(sequence_mean(x, mask)) == pytest.approx((2 + 10 + 0) / 3)
+    assert (x * sequence_weights(mask)).sum() == pytest.approx((2 + 10 + 0) / 3)
+    assert (x * sequence_weights(mask, jnp.asarray(6))).sum() == pytest.approx((2 + 10 + 0) / 6)
 
 
 def test_varied_groups() -> None:

@@ -1,0 +1,122 @@
+"""Which implementation of an operation runs where.
+
+Every operation has one public function with `impl`: `reference` is its specification, `xla` runs
+everywhere, `pallas` on TPUs and Hopper GPUs. `auto` takes what `kernels.tune` measured as fastest
+on the chip, and XLA where nobody has measured. An explicit `impl` that cannot run raises.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+Impl = Literal["auto", "xla", "pallas", "reference"]
+Ref = Any
+"""What a Pallas kernel reads and writes; Mosaic GPU hands it wrapped ones too."""
+TUNED = Path(__file__).parent / "tuned.json"
+
+
+class Target(NamedTuple):
+    """The chip that a program is traced for, which may not be here."""
+
+    platform: str
+    kind: str
+    """`device_kind`, as JAX reports it."""
+    num_cores: int
+    interpret: bool = False
+    """Whether Pallas kernels run as an imitation on this machine's CPU."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was measured as fastest on one kind of chip."""
+
+    chunk_logits: int = 160 * 2**20
+    """Logits that exist at once on a device, in an operation taken in chunks: 640 MiB, 1,024 tokens
+    of Qwen's vocabulary."""
+    linear_logprob: Literal["xla", "pallas"] = "xla"
+    tokens: int = 0
+    """Tokens of the Pallas kernel's tile; 0: as the chip's memory allows."""
+    vocabulary: int = 0
+    """Rows of the vocabulary in it."""
+    token_loss: Literal["xla", "pallas"] = "xla"
+    group_advantage: Literal["xla", "pallas"] = "xla"
+
+
+_imitated: list[Target] = []
+
+
+def platform() -> str:
+    """The platform of the mesh in force, which may be one that is not here; without a mesh, this
+    machine's."""
+    return target().platform
+
+
+def target() -> Target:
+    """The chip of the mesh in force; without a mesh, this machine's."""
+    if _imitated:
+        return _imitated[-1]
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None:
+        return Target(device.platform, device.device_kind, device.num_cores or 1)
+    here = jax.devices()[0]
+    return Target(here.platform, here.device_kind, getattr(here, "core_count", 1))
+
+
+@contextmanager
+def imitate(kind: str, platform: str, num_cores: int = 1) -> Iterator[None]:
+    """What is traced inside takes this machine for a chip of `kind`, and runs kernels for it in
+    Pallas's imitation of it: slowly, for tests."""
+    _imitated.append(Target(platform, kind, num_cores, interpret=True))
+    try:
+        yield
+    finally:
+        _imitated.pop()
+
+
+@cache
+def _all_tuned() -> dict[str, Tuned]:
+    return {kind: Tuned(**fields) for kind, fields in json.loads(TUNED.read_text()).items()}
+
+
+def tuned() -> Tuned:
+    """The settings of the chip in force: measured ones, where `kernels.tune` has run."""
+    return _all_tuned().get(target().kind, Tuned())
+
+
+def save_tuned(kind: str, found: Tuned) -> None:
+    """Keeps `found` for chips of `kind`, beside those of others."""
+    everything = json.loads(TUNED.read_text()) | {kind: asdict(found)}
+    TUNED.write_text(json.dumps(everything, indent=2, sort_keys=True) + "\n")
+    _all_tuned.cache_clear()
+
+
+def gpu_interpreter() -> dict[str, Any]:
+    """The argument with which a Mosaic GPU kernel runs on a CPU, inside `imitate`."""
+    if not target().interpret:
+        return {}
+    from jax.experimental.pallas import mosaic_gpu
+
+    if not hasattr(mosaic_gpu, "InterpretGPUParams"):
+        raise ValueError("GPU kernels run on a CPU only with jax 0.11 or later")
+    return {"interpret": mosaic_gpu.InterpretGPUParams()}
+
+
+def require_pallas(operation: str, why_not: str | None = None) -> Target:
+    """The chip in force, one that Pallas kernels are written for.
+
+    Raises:
+        ValueError: it is not, or `why_not` says what else is in the way.
+    """
+    chip = target()
+    hopper = chip.kind.startswith(("NVIDIA H100", "NVIDIA H200"))
+    if chip.platform != "tpu" and not hopper:
+        why_not = f"it is written for TPUs and Hopper GPUs, and this is {chip.kind or 'a CPU'}"
+    if why_not is not None:
+        raise ValueError(f"{operation}: impl pallas cannot run here: {why_not}; use auto or xla")
+    return chip
