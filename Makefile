@@ -36,6 +36,16 @@ $(VENV)/aot/.done: setup.cfg pyproject.toml | $(BIN)/python
 	$(VENV)/aot/bin/pip install --quiet --disable-pip-version-check -e '.[tpu]'
 	@touch $@
 
+# Compilers alone: what runs on a GPU is left out.
+CUDA = jax-cuda13-plugin==$$version jax-cuda13-pjrt==$$version nvidia-cuda-nvcc nvidia-nvvm \
+	nvidia-cuda-runtime nvidia-cuda-cupti nvidia-nvjitlink
+$(VENV)/aot-cuda/.done: setup.cfg pyproject.toml | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/aot-cuda
+	$(VENV)/aot-cuda/bin/pip install --quiet --disable-pip-version-check -e . absl-py
+	version=$$($(VENV)/aot-cuda/bin/python -c 'import jax; print(jax.__version__)') && \
+		$(VENV)/aot-cuda/bin/pip install --quiet --disable-pip-version-check --no-deps $(CUDA)
+	@touch $@
+
 demo: $(VENV)/.base ## set-up and the whole job on the preset `tiny`
 	$(BIN)/python -m experiments.rft
 
@@ -48,7 +58,8 @@ test-all: $(VENV)/.test ## every test that this machine can run
 parity: $(VENV)/.parity ## set-up with torch, and every number against transformers
 	PARITY_TABLE=results/parity.md $(BIN)/python -m pytest -q -m hf
 
-aot: $(VENV)/aot/.done ## set-up with the TPU compiler, and what programs take on chips not here
+aot: $(VENV)/aot/.done $(VENV)/aot-cuda/.done ## set-up with compilers of chips not here, and what programs take there
+	$(VENV)/aot/bin/python -m benchmarks.aot_kernels --out results/aot-kernels.md
 	$(VENV)/aot/bin/python -m benchmarks.aot --out results/aot.md
 
 crash: $(VENV)/.test ## set-up, and a run that is killed again and again beside one that is not
@@ -58,6 +69,7 @@ bench: $(VENV)/.test ## set-up and our own benchmarks; results/*.json
 	$(BIN)/python -m benchmarks.train_step --out results/train-step.json
 	$(BIN)/python -m benchmarks.load_memory --out results/load-memory.json
 	$(BIN)/python -m benchmarks.step_memory --out results/step-memory.json
+	$(BIN)/python -m kernels.bench --json results/kernels-cpu.json
 
 check: $(VENV)/.dev ## lint, types, layers
 	$(BIN)/ruff format --check .

@@ -18,6 +18,8 @@ import jax
 Impl = Literal["auto", "xla", "pallas", "reference"]
 Ref = Any
 """What a Pallas kernel reads and writes; Mosaic GPU hands it wrapped ones too."""
+QWEN_CHUNK = 160 * 2**20
+"""Logits of 1,024 tokens over Qwen's vocabulary, 640 MiB."""
 TUNED = Path(__file__).parent / "tuned.json"
 
 
@@ -36,9 +38,10 @@ class Target(NamedTuple):
 class Tuned:
     """What was measured as fastest on one kind of chip."""
 
-    chunk_logits: int = 160 * 2**20
-    """Logits that exist at once on a device, in an operation taken in chunks: 640 MiB, 1,024 tokens
-    of Qwen's vocabulary."""
+    forward_chunk: int = QWEN_CHUNK
+    """Logits that exist at once on a device, where a forward pass takes tokens in chunks."""
+    gradient_chunk: int = QWEN_CHUNK
+    """And where gradients form with them: each chunk reads and writes the weight's gradient."""
     linear_logprob: Literal["xla", "pallas"] = "xla"
     tokens: int = 0
     """Tokens of the Pallas kernel's tile; 0: as the chip's memory allows."""
@@ -49,6 +52,7 @@ class Tuned:
 
 
 _imitated: list[Target] = []
+_used: list[Tuned] = []
 
 
 def platform() -> str:
@@ -85,8 +89,18 @@ def _all_tuned() -> dict[str, Tuned]:
 
 
 def tuned() -> Tuned:
-    """The settings of the chip in force: measured ones, where `kernels.tune` has run."""
-    return _all_tuned().get(target().kind, Tuned())
+    """The settings in force: those of `using`, else what `kernels.tune` measured on the chip."""
+    return _used[-1] if _used else _all_tuned().get(target().kind, Tuned())
+
+
+@contextmanager
+def using(settings: Tuned) -> Iterator[None]:
+    """What is traced inside takes these settings."""
+    _used.append(settings)
+    try:
+        yield
+    finally:
+        _used.pop()
 
 
 def save_tuned(kind: str, found: Tuned) -> None:

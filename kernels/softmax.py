@@ -86,20 +86,18 @@ def fold(
         keepdims: whether numbers a token are [n, 1] or [n].
         widen: makes them [n, v].
     """
-    m = jnp.maximum(seen.max, jnp.max(z, axis=1, keepdims=keepdims))
-    shifted = z - widen(m)
-    e = jnp.exp(shifted)
-    moved = _moved(seen, m)
 
     def add(before: jax.Array, terms: jax.Array) -> jax.Array:
         return before + jnp.sum(terms, axis=1, keepdims=keepdims)
 
-    return Statistics(
-        m,
-        add(moved.total, e),
-        add(moved.weighted, e * shifted),
-        add(seen.label, jnp.where(matches, z, 0.0)),
-    )
+    # In this order no more than two tiles are alive, which registers may have to hold.
+    label = add(seen.label, jnp.where(matches, z, 0.0))
+    m = jnp.maximum(seen.max, jnp.max(z, axis=1, keepdims=keepdims))
+    moved = _moved(seen, m)
+    shifted = z - widen(m)
+    e = jnp.exp(shifted)
+    total = add(moved.total, e)
+    return Statistics(m, total, add(moved.weighted, e * shifted), label)
 
 
 def combine(parts: Statistics) -> Statistics:
@@ -166,10 +164,12 @@ def num_chunks(num_tokens: int, vocab_size: int, chunk_logits: int) -> int:
     return -(-num_tokens // tokens)
 
 
-def pull_back(dz: jax.Array, hidden: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The gradient of h W^T [n, v] -> those of h [n, D] and of W [v, D], float32. The products are
-    taken in the dtype of h."""
+def pull_back(
+    dz: jax.Array, hidden: jax.Array, weight: jax.Array, accumulator: str = "float32"
+) -> tuple[jax.Array, jax.Array]:
+    """The gradient of h W^T [n, v] -> those of h [n, D] in float32 and of W [v, D] in
+    `accumulator`. The products are taken in the dtype of h."""
     dz = dz.astype(hidden.dtype)
     dh = jnp.einsum("nv,vD->nD", dz, weight, preferred_element_type=jnp.float32)
-    dw = jnp.einsum("nv,nD->vD", dz, hidden, preferred_element_type=jnp.float32)
+    dw = jnp.einsum("nv,nD->vD", dz, hidden, preferred_element_type=jnp.dtype(accumulator))
     return dh, dw

@@ -50,12 +50,13 @@ def commands(folder: Path, name: str) -> list[tuple[str, list[str]]]:
     ]
 
 
-def run(folder: Path, mesh: str) -> Path:
+def run(folder: Path, mesh: str, impl: str = "auto") -> Path:
     """The run on a mesh of this process's devices; made once."""
-    if not (folder / mesh).exists():
-        for module, args in commands(folder, mesh):
-            sys.modules[module].main([*args, "--mesh", mesh])
-    return folder / mesh
+    name = f"{mesh}-{impl}"
+    if not (folder / name).exists():
+        for module, args in commands(folder, name):
+            sys.modules[module].main([*args, "--mesh", mesh, "--loss.impl", impl])
+    return folder / name
 
 
 def run_two_processes(folder: Path) -> tuple[Path, list[str]]:
@@ -127,6 +128,11 @@ def assert_same(one: Path, other: Path) -> None:
 )
 def test_a_mesh_trains_as_one_device_does(folder: Path, mesh: str) -> None:
     assert_same(run(folder, "1x1"), run(folder, mesh))
+
+
+@pytest.mark.slow
+def test_naive_losses_train_as_chunked_ones_do(folder: Path) -> None:
+    assert_same(run(folder, "1x1"), run(folder, "1x1", "reference"))
 
 
 def test_two_processes_train_as_one_does_and_the_first_alone_speaks(folder: Path) -> None:

@@ -88,10 +88,6 @@ def _backward(
 _linear_loss.defvjp(_forward, _backward)
 
 
-def _num_chunks(labels: jax.Array, weight: jax.Array) -> int:
-    return softmax.num_chunks(len(labels), len(weight), tuned().chunk_logits)
-
-
 def _chunk_outcome(
     axes: Axes, temperature: float, hidden: jax.Array, weight: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, softmax.Outcome]:
@@ -124,7 +120,7 @@ def _local_value(
         terms = token_fn(found.logprobs, found.entropy, given)
         return loss + jnp.sum(jnp.where(real, terms, 0.0)), (found.logprobs, found.entropy)
 
-    n = _num_chunks(labels, weight)
+    n = softmax.num_chunks(len(labels), len(weight), tuned().forward_chunk)
     loss, out = jax.lax.scan(one, jnp.zeros(()), _split(n, local, hidden, inputs))
     logprobs, entropy = (softmax.whole(x, len(labels)) for x in out)
     return sum_tokens(axes, loss), logprobs, entropy
@@ -152,12 +148,11 @@ def _local_value_and_gradients(
 
         value, (g, e) = jax.value_and_grad(total, argnums=(0, 1))(found.logprobs, found.entropy)
         dz = softmax.logit_gradient(z, label, found, g, e if uses_entropy else None, temperature)
-        dh, more = softmax.pull_back(dz, h, whole)
+        dh, more = softmax.pull_back(dz, h, whole, accumulator)
         dh = sum_vocabulary(axes, dh).astype(h.dtype)
-        dw = (dw + more).astype(accumulator)
-        return (loss + value, dw), (found.logprobs, found.entropy, dh)
+        return (loss + value, dw + more), (found.logprobs, found.entropy, dh)
 
-    n = _num_chunks(labels, whole)
+    n = softmax.num_chunks(len(labels), len(whole), tuned().gradient_chunk)
     start = (jnp.zeros(()), jnp.zeros(whole.shape, accumulator))
     (loss, dw), out = jax.lax.scan(one, start, _split(n, local, hidden, inputs))
     rows = (softmax.whole(x, len(labels)) for x in out)

@@ -34,11 +34,11 @@ def test_what_was_measured_is_kept_for_each_chip(
     dispatch._all_tuned.cache_clear()
     try:
         save_tuned("TPU v5p", Tuned(tokens=512, vocabulary=256, linear_logprob="pallas"))
-        save_tuned("TPU v4", Tuned(chunk_logits=64))
+        save_tuned("TPU v4", Tuned(gradient_chunk=64))
         with imitate("TPU v5p", "tpu"):
             assert tuned() == Tuned(tokens=512, vocabulary=256, linear_logprob="pallas")
         with imitate("TPU v4", "tpu"):
-            assert tuned().chunk_logits == 64
+            assert tuned().gradient_chunk == 64
         with imitate("TPU v6 lite", "tpu"):
             assert tuned() == Tuned()
     finally:

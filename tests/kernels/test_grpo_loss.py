@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kernels import dispatch
+from kernels.dispatch import Tuned, using
 from kernels.grpo_loss import grpo_loss
 from kernels.token_loss import KlEstimator, TokenInputs, TokenRule
 
@@ -28,11 +29,10 @@ RULE = TokenRule(0.2, 0.28, 0.04, "k3")
 
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_chunks() -> Iterator[None]:
     """A few tokens of 101 logits."""
-    small = dispatch.Tuned(chunk_logits=5 * 101, tokens=32, vocabulary=128)
-    for module in ("linear_loss.xla", "linear_logprob.xla", "linear_logprob.tpu"):
-        monkeypatch.setattr(f"kernels.{module}.tuned", lambda: small)
+    with using(Tuned(forward_chunk=5 * 101, gradient_chunk=5 * 101, tokens=32, vocabulary=128)):
+        yield
 
 
 def random_tokens(logprobs: np.ndarray, seed: int, *, old: bool, ref: bool) -> TokenInputs:

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -11,16 +12,15 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.collectives import collectives
-from kernels import dispatch
+from kernels.dispatch import Tuned, using
 from kernels.linear_loss import linear_loss
 
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_chunks() -> Iterator[None]:
     """At most 5 tokens of 101 logits."""
-    small = dispatch.Tuned(chunk_logits=5 * 101)
-    monkeypatch.setattr("kernels.linear_loss.xla.tuned", lambda: small)
-    monkeypatch.setattr("kernels.linear_logprob.xla.tuned", lambda: small)
+    with using(Tuned(forward_chunk=5 * 101, gradient_chunk=5 * 101)):
+        yield
 
 
 def bent(logprobs: jax.Array, entropy: jax.Array, weights: jax.Array) -> jax.Array:

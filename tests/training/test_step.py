@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import traverse_util
+from float64 import running
 from jax.sharding import Mesh
 from small_model import SMALL, random_params
 
@@ -84,6 +85,27 @@ def test_parts_add_up_to_the_whole(case: str, shape: str) -> None:
     assert metrics.keys() == part_metrics.keys()
     for tag, value in metrics.items():
         assert float(part_metrics[tag]) == pytest.approx(float(value), rel=1e-4, abs=1e-6), tag
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_curves_agree_whoever_computes_the_loss(case: str, mesh: Mesh) -> None:
+    """Ten steps, of two parts each."""
+    _, make, count = CASES[case]
+    rows, curves = make(), {}
+    for impl in ("reference", "xla", "tpu"):
+        with running(impl) as how:
+            cfg = LossConfig(kl_coef=0.1, entropy_coef=0.01, impl=how)
+            loss = make_sft_loss(SMALL, ComputeConfig(), cfg)
+            if case == "rft":
+                loss = make_rft_loss(SMALL, ComputeConfig(), cfg, temperature=0.9, start=START)
+            step = make_train_step(loss, OPTIMIZER, count=count, accumulate=2)
+            state, curves[impl] = start(mesh), []
+            for _ in range(10):
+                state, metrics = step(state, rows)
+                curves[impl].append(float(metrics["loss/total"]))
+    assert curves["reference"][-1] < curves["reference"][0] - 0.1  # it does train
+    for impl in ("xla", "tpu"):
+        np.testing.assert_allclose(curves[impl], curves["reference"], rtol=0, atol=1e-5)
 
 
 def test_parts_take_less_memory(mesh: Mesh) -> None:
