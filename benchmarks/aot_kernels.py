@@ -109,10 +109,10 @@ def compile_program(name: str, chip: str) -> dict[str, float]:
         )
     else:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip])
-    devices = np.array(topology.devices[:1]).reshape(1, 1)
+    devices: Any = np.array(topology.devices[:1]).reshape(1, 1)
     mesh = Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
-    def array(*shape: int, dtype: Any = "float32") -> jax.ShapeDtypeStruct:
+    def array(*shape: int, dtype: Any = "float32") -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
     T, D, V = SIZE.tokens, SIZE.width, SIZE.vocab
