@@ -182,9 +182,9 @@ def _cell(program: str, chip: str) -> str:
     )
     said = done.stdout + done.stderr
     if done.returncode:
-        needs = re.search(r"[Uu]sed ([\d.]+[GM]) of ([\d.]+[GM]) hbm", said)
+        needs = re.search(r"temporaries \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", said)
         if needs:
-            return f"needs {needs[1]} of {needs[2]}"
+            return f"no room: {needs[1]} of {needs[2]}"
         lines = [line for line in said.splitlines() if "Error" in line]
         return f"does not compile: {lines[-1][:100] if lines else done.returncode}"
     last = [line for line in done.stdout.splitlines() if line.startswith("{")][-1]
