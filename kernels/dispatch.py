@@ -42,6 +42,8 @@ class Tuned:
     """Logits that exist at once on a device, where a forward pass takes tokens in chunks."""
     gradient_chunk: int = QWEN_CHUNK
     """And where gradients form with them: each chunk reads and writes the weight's gradient."""
+    min_tokens: int = 128
+    """In a chunk, however large the vocabulary: fewer would starve a matrix product."""
     linear_logprob: Literal["xla", "pallas"] = "xla"
     tokens: int = 0
     """Tokens of the Pallas kernel's tile; 0: as the chip's memory allows."""

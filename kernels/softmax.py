@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels.dispatch import tuned
 from kernels.sharding import Axes
 
 FLOOR = -1e30
@@ -156,12 +157,15 @@ def whole(x: jax.Array, num_tokens: int) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])[:num_tokens]
 
 
-def num_chunks(num_tokens: int, vocab_size: int, chunk_logits: int) -> int:
-    """So many that a chunk has at most `chunk_logits` (but one token's at least)."""
-    tokens = max(1, chunk_logits // vocab_size)
+def num_chunks(labels: jax.Array, weight: jax.Array, *, gradient: bool) -> int:
+    """In how many chunks these tokens meet this part of the vocabulary, as was tuned for a forward
+    pass, or for one that forms gradients."""
+    settings = tuned()
+    logits = settings.gradient_chunk if gradient else settings.forward_chunk
+    tokens = max(1, settings.min_tokens, logits // len(weight))
     if tokens > ROW_TILE:
         tokens -= tokens % ROW_TILE
-    return -(-num_tokens // tokens)
+    return -(-len(labels) // tokens)
 
 
 def pull_back(

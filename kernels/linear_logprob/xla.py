@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from kernels import softmax
-from kernels.dispatch import tuned
 from kernels.sharding import Axes, sum_vocabulary
 
 
@@ -23,7 +22,7 @@ def statistics(
     def one(xs: tuple[jax.Array, jax.Array]) -> softmax.Statistics:
         return softmax.statistics(softmax.logits(xs[0], weight, temperature), xs[1])
 
-    n = softmax.num_chunks(len(labels), len(weight), tuned().forward_chunk)
+    n = softmax.num_chunks(labels, weight, gradient=False)
     found = jax.lax.map(one, (softmax.chunks(hidden, n), softmax.chunks(labels, n)))
     return softmax.Statistics(*(softmax.whole(x, len(labels)) for x in found))
 
@@ -49,7 +48,7 @@ def gradients(
         dh, more = softmax.pull_back(dz, h, weight)
         return dw + more, sum_vocabulary(axes, dh).astype(h.dtype)
 
-    n = softmax.num_chunks(len(labels), len(weight), tuned().gradient_chunk)
+    n = softmax.num_chunks(labels, weight, gradient=True)
     rows = (hidden, labels, *found, *cotangents)
     start = jnp.zeros(weight.shape, jnp.float32)
     dw, dh = jax.lax.scan(one, start, tuple(softmax.chunks(x, n) for x in rows))

@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 
 from kernels import softmax
-from kernels.dispatch import tuned
 from kernels.sharding import (
     Axes,
     axes_of,
@@ -120,7 +119,7 @@ def _local_value(
         terms = token_fn(found.logprobs, found.entropy, given)
         return loss + jnp.sum(jnp.where(real, terms, 0.0)), (found.logprobs, found.entropy)
 
-    n = softmax.num_chunks(len(labels), len(weight), tuned().forward_chunk)
+    n = softmax.num_chunks(labels, weight, gradient=False)
     loss, out = jax.lax.scan(one, jnp.zeros(()), _split(n, local, hidden, inputs))
     logprobs, entropy = (softmax.whole(x, len(labels)) for x in out)
     return sum_tokens(axes, loss), logprobs, entropy
@@ -152,7 +151,7 @@ def _local_value_and_gradients(
         dh = sum_vocabulary(axes, dh).astype(h.dtype)
         return (loss + value, dw + more), (found.logprobs, found.entropy, dh)
 
-    n = softmax.num_chunks(len(labels), len(whole), tuned().gradient_chunk)
+    n = softmax.num_chunks(labels, whole, gradient=True)
     start = (jnp.zeros(()), jnp.zeros(whole.shape, accumulator))
     (loss, dw), out = jax.lax.scan(one, start, _split(n, local, hidden, inputs))
     rows = (softmax.whole(x, len(labels)) for x in out)

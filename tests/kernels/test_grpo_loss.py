@@ -31,7 +31,11 @@ RULE = TokenRule(0.2, 0.28, 0.04, "k3")
 @pytest.fixture(autouse=True)
 def small_chunks() -> Iterator[None]:
     """A few tokens of 101 logits."""
-    with using(Tuned(forward_chunk=5 * 101, gradient_chunk=5 * 101, tokens=32, vocabulary=128)):
+    with using(
+        Tuned(
+            min_tokens=1, forward_chunk=5 * 101, gradient_chunk=5 * 101, tokens=32, vocabulary=128
+        )
+    ):
         yield
 
 

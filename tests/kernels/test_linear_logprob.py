@@ -26,7 +26,7 @@ SETTINGS = settings(
 @pytest.fixture(autouse=True)
 def small_tiles() -> Iterator[None]:
     """So small that small arrays take several."""
-    with using(Tuned(forward_chunk=0, gradient_chunk=0, tokens=32, vocabulary=128)):
+    with using(Tuned(min_tokens=1, forward_chunk=0, gradient_chunk=0, tokens=32, vocabulary=128)):
         yield
 
 

@@ -19,7 +19,7 @@ from kernels.linear_loss import linear_loss
 @pytest.fixture(autouse=True)
 def small_chunks() -> Iterator[None]:
     """At most 5 tokens of 101 logits."""
-    with using(Tuned(forward_chunk=5 * 101, gradient_chunk=5 * 101)):
+    with using(Tuned(min_tokens=1, forward_chunk=5 * 101, gradient_chunk=5 * 101)):
         yield
 
 
