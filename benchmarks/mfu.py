@@ -24,7 +24,7 @@ from persrm_jax.chips import memory_in_use, peak_flops
 from persrm_jax.distributed import place
 from persrm_jax.jsonl import write_text
 from persrm_jax.models.config import SIZES, ComputeConfig, Remat
-from persrm_jax.models.flops import train_flops
+from persrm_jax.models.flops import forward_flops, train_flops
 from persrm_jax.models.params import init_params
 from persrm_jax.runs import provenance
 from persrm_jax.sharding import MeshShape, batch_sharding, make_mesh
@@ -81,7 +81,7 @@ def main(args: Sequence[str]) -> None:
         np.ones(shape, np.int32),
         np.ones(shape, bool),
     )
-    flops = train_flops(model, np.full(cfg.batch_size, cfg.length))
+    flops = train_flops(forward_flops(model, np.full(cfg.batch_size, cfg.length)))
     with jax.set_mesh(mesh):
         placed = place(batch, batch_sharding(mesh))
         key = jax.random.key(0)

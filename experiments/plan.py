@@ -202,7 +202,7 @@ def is_possible(cfg: PlanConfig) -> bool:
 def in_parts(cfg: PlanConfig, stage: str) -> Iterator[tuple[str, PlanConfig]]:
     """Each number of parts that a stage's batch can be taken in, from the present one on."""
     config: Any = getattr(cfg, stage)
-    rows = cfg.sft.batch_size if stage == "sft" else cfg.rft.prompts * cfg.rft.group_size
+    rows = cfg.sft.batch_size if stage == "sft" else cfg.rft.prompts
     for parts in range(config.accumulate, rows + 1):
         if rows % (parts * cfg.mesh.data) == 0:
             changed = replace(cfg, **{stage: replace(config, accumulate=parts)})

@@ -63,9 +63,8 @@ def check_fit(cfg: RunConfig) -> None:
             "--eval.batch-size": cfg.eval.batch_size,
         },
     )
-    completions = cfg.rft.prompts * cfg.rft.group_size
     check_parts("--sft.accumulate", cfg.sft.accumulate, cfg.sft.batch_size, cfg.mesh)
-    check_parts("--rft.accumulate", cfg.rft.accumulate, completions, cfg.mesh)
+    check_parts("--rft.accumulate", cfg.rft.accumulate, cfg.rft.prompts, cfg.mesh)
     for flag, sampling in (("rft", cfg.rft.sampling), ("eval", cfg.eval.sampling)):
         if cfg.prompt.max_tokens + sampling.max_new_tokens > model.max_positions:
             raise ValueError(

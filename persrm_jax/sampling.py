@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from persrm_jax.models.cache import KVCache, repeat_cache
+from persrm_jax.models.cache import KVCache
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.decoder import F32, decode_step, prefill, unstack_layers, vocab_weight
 from persrm_jax.models.params import Params
@@ -42,7 +42,8 @@ class Completions(NamedTuple):
 class _Loop(NamedTuple):
     step: jax.Array
     done: jax.Array
-    logits: jax.Array
+    last: jax.Array
+    """Each row's last token."""
     cache: KVCache
     out: Completions
 
@@ -95,8 +96,9 @@ def make_generate(
             logits = jnp.einsum("BD,VD->BV", hidden, weight, preferred_element_type=jnp.float32)
             return constrain(logits, "batch", "vocab")
 
-        def body(loop: _Loop) -> _Loop:
-            chosen, logprobs = choose(loop.logits, keys, loop.step)
+        def add(loop: _Loop, hidden: jax.Array) -> _Loop:
+            """One more token a row, drawn from what `hidden` predicts."""
+            chosen, logprobs = choose(to_logits(hidden), keys, loop.step)
             chosen = jnp.where(loop.done, pad_id, chosen)
             column = (chosen, ~loop.done, jnp.where(loop.done, 0.0, logprobs))
             out = Completions(
@@ -106,25 +108,26 @@ def make_generate(
                 )
             )
             done = loop.done | jnp.isin(chosen, ends)
-            hidden, cache = decode_step(params, layers, cfg, chosen, loop.cache, compute)
-            return _Loop(loop.step + 1, done, to_logits(hidden), cache, out)
+            return _Loop(loop.step + 1, done, chosen, loop.cache, out)
 
-        hidden, cache = prefill(params, cfg, tokens, mask, max_new, compute)
+        def body(loop: _Loop) -> _Loop:
+            hidden, cache = decode_step(params, layers, cfg, loop.last, loop.cache, compute)
+            return add(loop._replace(cache=cache), hidden)
+
+        hidden, cache = prefill(params, cfg, tokens, mask, num_samples, max_new, compute)
         B = tokens.shape[0] * num_samples
         out = Completions(
             jnp.full((B, max_new), pad_id, jnp.int32),
             jnp.zeros((B, max_new), bool),
             jnp.zeros((B, max_new), jnp.float32),
         )
-        start = _Loop(
-            jnp.zeros((), jnp.int32),
-            jnp.zeros(B, bool),
-            jnp.repeat(to_logits(hidden), num_samples, axis=0),
-            repeat_cache(cache, num_samples),
-            Completions(*(constrain(x, "batch", "length") for x in out)),
-        )
+        out = Completions(*(constrain(x, "batch", "length") for x in out))
+        zeros = jnp.zeros(B, jnp.int32)
+        start = _Loop(jnp.zeros((), jnp.int32), zeros > 0, zeros, cache, out)
         return jax.lax.while_loop(
-            lambda loop: (loop.step < max_new) & ~jnp.all(loop.done), body, start
+            lambda loop: (loop.step < max_new) & ~jnp.all(loop.done),
+            body,
+            add(start, jnp.repeat(hidden, num_samples, axis=0)),
         ).out
 
     return generate

@@ -112,13 +112,19 @@ class Totals(NamedTuple):
     """Those that carry loss."""
 
 
-class Rollout(NamedTuple):
-    """G completions for each of P prompts, B = P * G rows, prompts padded on the left."""
+class Groups(NamedTuple):
+    """G completions for each of P prompts, the latter padded on the left."""
 
-    prompt_tokens: Int[Any, "B P"]
-    prompt_mask: Bool[Any, "B P"]
-    completion_tokens: Int[Any, "B T"]
-    completion_mask: Bool[Any, "B T"]
+    prompt_tokens: Int[Any, "P S"]
+    prompt_mask: Bool[Any, "P S"]
+    tokens: Int[Any, "P G T"]
+    mask: Bool[Any, "P G T"]
     """True up to and including the first end token."""
-    logprobs: Float[Any, "B T"]
+
+
+class Rollout(NamedTuple):
+    """Groups as they were sampled."""
+
+    groups: Groups
+    logprobs: Float[Any, "P G T"]
     """The sampler's own, of the temperature-scaled, untruncated softmax."""

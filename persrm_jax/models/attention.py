@@ -35,20 +35,20 @@ SPLASH_BLOCK = 512
 
 
 def attention(
-    q: Float[Array, "B T N H"],
+    q: Float[Array, "B t N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
     segment_ids: Int[Array, "B T"],
     impl: Attention = "auto",
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B t N H"]:
     """softmax(q k^T / sqrt(H)) v, where a token sees the earlier tokens of its own segment, and
-    itself.
+    itself. Queries may be those of the last t tokens alone.
 
     Raises:
         ValueError: `impl` cannot run here.
     """
     if impl == "auto":
-        impl = choose(platform(), q.shape[1], q.shape[3], str(q.dtype))
+        impl = choose(platform(), k.shape[1], q.shape[3], str(q.dtype))
     match impl:
         case "chunked":
             return _chunked(q, k, v, segment_ids)
@@ -57,11 +57,11 @@ def attention(
                 raise ValueError("--compute.attention cudnn: needs an NVIDIA GPU")
             if q.dtype not in (jnp.bfloat16, jnp.float16):
                 raise ValueError("--compute.attention cudnn: needs --compute.dtype bfloat16")
-            mask = segment_mask(segment_ids)
+            mask = segment_mask(segment_ids, q.shape[1])
             return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
         case "splash":
             return splash_attention(q, k, v, segment_ids)
-    return jax.nn.dot_product_attention(q, k, v, mask=segment_mask(segment_ids))
+    return jax.nn.dot_product_attention(q, k, v, mask=segment_mask(segment_ids, q.shape[1]))
 
 
 def choose(platform: str, length: int, head_width: int, dtype: str) -> Attention:
@@ -75,9 +75,10 @@ def choose(platform: str, length: int, head_width: int, dtype: str) -> Attention
     return "xla"
 
 
-def segment_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
-    """A token sees the earlier tokens of its own segment, and itself."""
-    return _block_mask(segment_ids, segment_ids, 0)
+def segment_mask(segment_ids: Int[Array, "B T"], num_queries: int) -> Bool[Array, "B 1 t T"]:
+    """What each of the last t tokens sees: the earlier tokens of its own segment, and itself."""
+    start = segment_ids.shape[1] - num_queries
+    return _block_mask(segment_ids[:, start:], segment_ids, start)
 
 
 def _block_mask(
@@ -94,6 +95,7 @@ def _chunked(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -
     weights again. (Unrolled blocks could stop at their last key, but compilers then overlap
     them, and hold the square after all.)"""
     B, T, N, H = q.shape
+    first = k.shape[1] - T
     pad = -T % QUERY_BLOCK
     num_blocks = (T + pad) // QUERY_BLOCK
 
@@ -107,54 +109,65 @@ def _chunked(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -
         mask = _block_mask(segments, segment_ids, start)
         return jax.nn.dot_product_attention(queries, k, v, mask=mask)
 
-    starts = QUERY_BLOCK * jnp.arange(num_blocks)
-    out = jax.lax.map(block, (split(q), split(segment_ids), starts))
+    starts = first + QUERY_BLOCK * jnp.arange(num_blocks)
+    out = jax.lax.map(block, (split(q), split(segment_ids[:, first:]), starts))
     return out.swapaxes(0, 1).reshape(B, T + pad, N, H)[:, :T]
 
 
 def splash_attention(
-    q: Float[Array, "B T N H"],
+    q: Float[Array, "B t N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
     segment_ids: Int[Array, "B T"],
     *,
     interpret: bool = False,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B t N H"]:
     """JAX's splash attention, sharded by hand over the mesh in force, since TPU kernels are not
     partitioned for us. Lengths and head widths are padded to what the kernel takes."""
-    _, T, N, H = q.shape
-    block = min(SPLASH_BLOCK, -(-T // SPLASH_LANES) * SPLASH_LANES)
-    pad_t, pad_h = -T % block, -H % SPLASH_LANES
+    (_, t, _, H), T = q.shape, k.shape[1]
+    first = T - t
+    block_q, block_kv = (
+        min(SPLASH_BLOCK, -(-length // SPLASH_LANES) * SPLASH_LANES) for length in (t, T)
+    )
 
-    def pad(x: jax.Array) -> jax.Array:
-        return jnp.pad(x, ((0, 0), (0, pad_t), (0, 0), (0, pad_h))).swapaxes(1, 2)
+    def fill(x: jax.Array, block: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        return (0, 0), (0, -x.shape[1] % block)
 
-    # Padding is a segment of its own, so that no row of the softmax is empty.
-    segments = jnp.pad(segment_ids.astype(jnp.int32), ((0, 0), (0, pad_t)), constant_values=-1)
-    args = (pad(q * H**-0.5), pad(k), pad(v), segments)
+    def pad(x: jax.Array, block: int) -> jax.Array:
+        width = ((0, 0), (0, -H % SPLASH_LANES))
+        return jnp.pad(x, (*fill(x, block), *width)).swapaxes(1, 2)
+
+    args = (pad(q * H**-0.5, block_q), pad(k, block_kv), pad(v, block_kv))
+    # Nobody sees the padding of keys; that of queries sees something, for no softmax may be empty.
+    keys = segment_ids.astype(jnp.int32)
+    queries = keys[:, first:]
+    segments = (
+        jnp.pad(queries, fill(queries, block_q), mode="edge"),
+        jnp.pad(keys, fill(keys, block_kv), constant_values=-1),
+    )
 
     def local(
-        q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array
-    ) -> Float[Array, "b n T H"]:
-        causal = splash_mask.CausalMask((q.shape[2], q.shape[2]))
+        q: jax.Array, k: jax.Array, v: jax.Array, mine: jax.Array, all_: jax.Array
+    ) -> Float[Array, "b n t H"]:
+        causal = splash_mask.CausalMask((q.shape[2], k.shape[2]), offset=first)
         kernel = splash.make_splash_mha_single_device(
             splash_mask.MultiHeadMask([causal] * q.shape[1]),
             block_sizes=splash.BlockSizes(
-                block_q=block,
-                block_kv=block,
-                block_kv_compute=block,
-                block_q_dkv=block,
-                block_kv_dkv=block,
-                block_kv_dkv_compute=block,
-                block_q_dq=block,
-                block_kv_dq=block,
+                block_q=block_q,
+                block_kv=block_kv,
+                block_kv_compute=block_kv,
+                block_q_dkv=block_q,
+                block_kv_dkv=block_kv,
+                block_kv_dkv_compute=block_kv,
+                block_q_dq=block_q,
+                block_kv_dq=block_kv,
             ),
             interpret=interpret,
         )
-        return jax.vmap(kernel)(q, k, v, splash.SegmentIds(segments, segments))
+        return jax.vmap(kernel)(q, k, v, splash.SegmentIds(mine, all_))
 
-    out = _over_mesh(local, *args)
-    return out.swapaxes(1, 2)[:, :T, :, :H].astype(q.dtype)
+    out = _over_mesh(local, *args, *segments)
+    return out.swapaxes(1, 2)[:, :t, :, :H].astype(q.dtype)
 
 
 def _over_mesh(local: Callable[..., jax.Array], *args: jax.Array) -> jax.Array:
@@ -162,7 +175,7 @@ def _over_mesh(local: Callable[..., jax.Array], *args: jax.Array) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return local(*args)
-    q, k, v, segments = args
+    q, k, v, *segments = args
     if k.shape[1] % mesh.shape["model"]:
         # The model axis divides the query heads but not the key-value heads: one copy for each.
         k, v = (jnp.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
@@ -174,7 +187,7 @@ def _over_mesh(local: Callable[..., jax.Array], *args: jax.Array) -> jax.Array:
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(*heads, spec(segments, "batch", "length")),
+        in_specs=(*heads, *(spec(s, "batch", "length") for s in segments)),
         out_specs=heads[0],
         check_vma=False,
-    )(q, k, v, segments)
+    )(q, k, v, *segments)

@@ -1,4 +1,5 @@
-"""The key-value cache of decoding: one pair of arrays a layer, [B, K, S, H]."""
+"""The key-value cache of decoding: a prompt's keys and values once for all its completions, and
+each completion's own. One pair of arrays a layer, [rows, K, slots, H]."""
 
 from typing import NamedTuple
 
@@ -9,73 +10,90 @@ from jaxtyping import Array, Bool, Float, Int
 from persrm_jax.sharding import constrain
 
 
+class LayerCache(NamedTuple):
+    """B = P * G rows, grouped by prompt."""
+
+    prompt_keys: Float[Array, "P K S H"]
+    prompt_values: Float[Array, "P K S H"]
+    keys: Float[Array, "B K T H"]
+    values: Float[Array, "B K T H"]
+
+
 class KVCache(NamedTuple):
-    """Slots 0..S-1 are shared by all rows; `mask` says which of them a row may attend to.
+    """Layers stay apart (a tuple, not a stacked dim), so that a decode step updates each in
+    place. All rows fill the same slot at the same step."""
 
-    Layers stay apart (a tuple, not a stacked dim), so that a decode step updates each in place.
-    """
-
-    keys: tuple[Float[Array, "B K S H"], ...]
-    values: tuple[Float[Array, "B K S H"], ...]
-    mask: Bool[Array, "B S"]
+    layers: tuple[LayerCache, ...]
+    prompt_mask: Bool[Array, "P S"]
     next_slot: Int[Array, ""]
+    """The completions' next."""
 
 
 def init_cache(
-    keys: Float[Array, "L B P K H"],
-    values: Float[Array, "L B P K H"],
-    mask: Bool[Array, "B P"],
+    keys: Float[Array, "L P S K H"],
+    values: Float[Array, "L P S K H"],
+    mask: Bool[Array, "P S"],
+    num_samples: int,
     num_new: int,
 ) -> KVCache:
-    """A cache that holds a prefilled prompt of P slots and has room for `num_new` more."""
+    """A cache that holds prefilled prompts, and has room for `num_new` tokens of each of their
+    `num_samples` completions."""
+    _, P, _, K, H = keys.shape
 
-    def store(x: jax.Array) -> tuple[jax.Array, ...]:
-        x = jnp.pad(x.swapaxes(2, 3), ((0, 0), (0, 0), (0, 0), (0, num_new), (0, 0)))
-        return tuple(constrain(layer, "batch", "kv_heads", "length", "head_width") for layer in x)
+    def place(x: jax.Array) -> jax.Array:
+        return constrain(x, "batch", "kv_heads", "length", "head_width")
 
-    return KVCache(
-        store(keys),
-        store(values),
-        jnp.pad(mask, ((0, 0), (0, num_new))),
-        jnp.asarray(mask.shape[1], jnp.int32),
-    )
+    def layer(k: jax.Array, v: jax.Array) -> LayerCache:
+        own = jnp.zeros((P * num_samples, K, num_new, H), k.dtype)
+        return LayerCache(place(k.swapaxes(1, 2)), place(v.swapaxes(1, 2)), place(own), place(own))
 
-
-def repeat_cache(cache: KVCache, num_times: int) -> KVCache:
-    """Each row `num_times` over, side by side: one prefill serves a whole group."""
-
-    def repeat(x: jax.Array) -> jax.Array:
-        return jnp.repeat(x, num_times, axis=0)
-
-    return KVCache(
-        tuple(map(repeat, cache.keys)),
-        tuple(map(repeat, cache.values)),
-        repeat(cache.mask),
-        cache.next_slot,
-    )
+    layers = tuple(layer(k, v) for k, v in zip(keys, values, strict=True))
+    return KVCache(layers, mask, jnp.zeros((), jnp.int32))
 
 
 def update_layer(
-    layer: Float[Array, "B K S H"], new: Float[Array, "B 1 K H"], slot: Int[Array, ""]
-) -> Float[Array, "B K S H"]:
-    """Writes one token's keys or values into `slot`."""
-    return jax.lax.dynamic_update_slice_in_dim(
-        layer, new.swapaxes(1, 2).astype(layer.dtype), slot, axis=2
-    )
+    layer: LayerCache,
+    key: Float[Array, "B 1 K H"],
+    value: Float[Array, "B 1 K H"],
+    slot: Int[Array, ""],
+) -> LayerCache:
+    """Writes one token's keys and values into `slot`."""
+
+    def write(old: jax.Array, new: jax.Array) -> jax.Array:
+        new = new.swapaxes(1, 2).astype(old.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=2)
+
+    return layer._replace(keys=write(layer.keys, key), values=write(layer.values, value))
 
 
 def cached_attention(
     q: Float[Array, "B 1 N H"],
-    keys: Float[Array, "B K S H"],
-    values: Float[Array, "B K S H"],
-    mask: Bool[Array, "B S"],
+    layer: LayerCache,
+    prompt_mask: Bool[Array, "P S"],
+    slot: Int[Array, ""],
 ) -> Float[Array, "B 1 N H"]:
-    """One query token against the cache; softmax in float32. The library's attention wants
-    [B, S, K, H] and would copy the cache at every token."""
+    """One query token a row against its prompt and its own tokens up to `slot`, in one softmax in
+    float32. The queries of a group are multiplied with their prompt together, which reads it
+    once. (The library's attention would want a copy of the prompt for each.)"""
     B, _, N, H = q.shape
-    K = keys.shape[1]
-    grouped = q.reshape(B, K, N // K, H)
-    scores = jnp.einsum("BKGH,BKSH->BKGS", grouped, keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None, :], scores * H**-0.5, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("BKGS,BKSH->BKGH", weights, values).reshape(B, 1, N, H)
+    (P, K, S, _), T = layer.prompt_keys.shape, layer.keys.shape[2]
+    G, n = B // P, N // K
+    own = q.reshape(B, K, n, H)
+    together = own.reshape(P, G, K, n, H).swapaxes(1, 2).reshape(P, K, G * n, H)
+
+    def apart(x: jax.Array) -> jax.Array:
+        return x.reshape(P, K, G, n, x.shape[3]).swapaxes(1, 2).reshape(B, K, n, x.shape[3])
+
+    scores = jnp.einsum(
+        "PKgH,PKSH->PKgS", together, layer.prompt_keys, preferred_element_type=jnp.float32
+    )
+    scores = jnp.where(prompt_mask[:, None, None, :], scores, -1e30)
+    mine = jnp.einsum("BKnH,BKTH->BKnT", own, layer.keys, preferred_element_type=jnp.float32)
+    mine = jnp.where(jnp.arange(T) <= slot, mine, -1e30)
+    weights = jnp.concatenate([apart(scores), mine], axis=3) * H**-0.5
+    weights = jax.nn.softmax(weights, axis=-1).astype(layer.values.dtype)
+    shared, mine = weights[..., :S], weights[..., S:]
+    shared = shared.reshape(P, G, K, n, S).swapaxes(1, 2).reshape(P, K, G * n, S)
+    out = apart(jnp.einsum("PKgS,PKSH->PKgH", shared, layer.prompt_values))
+    out += jnp.einsum("BKnT,BKTH->BKnH", mine, layer.values)
+    return out.reshape(B, 1, N, H)

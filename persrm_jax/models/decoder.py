@@ -12,7 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from persrm_jax.models.attention import attention
-from persrm_jax.models.cache import KVCache, cached_attention, init_cache, update_layer
+from persrm_jax.models.cache import (
+    KVCache,
+    LayerCache,
+    cached_attention,
+    init_cache,
+    update_layer,
+)
 from persrm_jax.models.config import ComputeConfig, ModelConfig, Remat
 from persrm_jax.models.embedding import look_up
 from persrm_jax.models.params import Params
@@ -131,6 +137,18 @@ def forward(
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
         return attention(q, k, v, segment_ids, compute.attention), None
 
+    return forward_tokens(params, cfg, tokens, positions, attend, compute)
+
+
+def forward_tokens(
+    params: Params,
+    cfg: ModelConfig,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    attend: Attend,
+    compute: ComputeConfig = F32,
+) -> Float[Array, "B T D"]:
+    """Hidden states after the final norm, of tokens that see what `attend` shows them."""
     h, _ = _scan_layers(
         params, cfg, embed(params, tokens, compute.dtype), positions, attend, remat=compute.remat
     )
@@ -140,13 +158,14 @@ def forward(
 def prefill(
     params: Params,
     cfg: ModelConfig,
-    tokens: Int[Array, "B P"],
-    mask: Bool[Array, "B P"],
+    tokens: Int[Array, "P S"],
+    mask: Bool[Array, "P S"],
+    num_samples: int,
     num_new: int,
     compute: ComputeConfig = F32,
-) -> tuple[Float[Array, "B D"], KVCache]:
-    """Reads left-padded prompts. Returns the last hidden state and a cache with `num_new` slots
-    to spare."""
+) -> tuple[Float[Array, "P D"], KVCache]:
+    """Reads left-padded prompts. Returns their last hidden states and a cache with room for
+    `num_samples` completions of each, of `num_new` tokens."""
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     segment_ids = mask.astype(jnp.int32)
 
@@ -157,7 +176,7 @@ def prefill(
         params, cfg, embed(params, tokens, compute.dtype), positions, attend
     )
     last = rms_norm(h[:, -1], params["final_norm"]["scale"].astype(h.dtype), cfg.norm_eps)
-    return last, init_cache(keys, values, mask, num_new)
+    return last, init_cache(keys, values, mask, num_samples, num_new)
 
 
 def decode_step(
@@ -170,29 +189,24 @@ def decode_step(
 ) -> tuple[Float[Array, "B D"], KVCache]:
     """Reads one token a row at the cache's next slot. `layers` are `params["layers"]` unstacked
     (`unstack_layers`): taking them apart at every token would copy the weights."""
-    slot = cache.next_slot
-    mask = jax.lax.dynamic_update_slice_in_dim(
-        cache.mask, jnp.ones((tokens.shape[0], 1), bool), slot, axis=1
-    )
-    rope = rotation(cfg, jnp.sum(mask, axis=1, keepdims=True) - 1)
+    slot, num_samples = cache.next_slot, tokens.shape[0] // cache.prompt_mask.shape[0]
+    lengths = jnp.repeat(jnp.sum(cache.prompt_mask, axis=1), num_samples)
+    rope = rotation(cfg, (lengths + slot)[:, None])
     h = embed(params, tokens[:, None], compute.dtype)
-    new_keys, new_values = [], []
     has_rope = cfg.rope_layers or (True,) * cfg.num_layers
-    for layer, rotates, old_keys, old_values in zip(
-        layers, has_rope, cache.keys, cache.values, strict=True
-    ):
+    updated = []
+    for layer, rotates, old in zip(layers, has_rope, cache.layers, strict=True):
 
         def attend(
-            q: jax.Array, k: jax.Array, v: jax.Array, old: Any = (old_keys, old_values)
-        ) -> tuple[jax.Array, Any]:
-            keys, values = update_layer(old[0], k, slot), update_layer(old[1], v, slot)
-            return cached_attention(q, keys, values, mask), (keys, values)
+            q: jax.Array, k: jax.Array, v: jax.Array, old: LayerCache = old
+        ) -> tuple[jax.Array, LayerCache]:
+            new = update_layer(old, k, v, slot)
+            return cached_attention(q, new, cache.prompt_mask, slot), new
 
-        h, (keys, values) = block(cfg, layer, h, rotation_of_layer(rope, rotates), attend)
-        new_keys.append(keys)
-        new_values.append(values)
+        h, new = block(cfg, layer, h, rotation_of_layer(rope, rotates), attend)
+        updated.append(new)
     h = rms_norm(h[:, 0], params["final_norm"]["scale"].astype(h.dtype), cfg.norm_eps)
-    return h, KVCache(tuple(new_keys), tuple(new_values), mask, slot + 1)
+    return h, cache._replace(layers=tuple(updated), next_slot=slot + 1)
 
 
 def unstack_layers(params: Params, cfg: ModelConfig) -> list[Params]:

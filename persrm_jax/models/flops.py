@@ -17,20 +17,41 @@ def matrix_params(cfg: ModelConfig) -> int:
     return sum(math.prod(spec.shape) for spec in kernels) + cfg.vocab_size * cfg.width
 
 
-def forward_flops(cfg: ModelConfig, lengths: Int[np.ndarray, " B"]) -> float:
-    """One forward pass over sequences of these lengths, the vocabulary met at every token."""
-    lengths = lengths.astype(float)
-    attention = 4 * cfg.num_layers * cfg.num_heads * cfg.head_width * np.sum(lengths**2)
-    return float(2 * matrix_params(cfg) * np.sum(lengths) + attention)
-
-
-def train_flops(
-    cfg: ModelConfig, lengths: Int[np.ndarray, " B"], trained_share: float = 1.0
+def forward_flops(
+    cfg: ModelConfig,
+    lengths: Int[np.ndarray, " B"],
+    after: Int[np.ndarray, " B"] | int = 0,
+    *,
+    scored: bool = True,
 ) -> float:
+    """One forward pass over sequences of these lengths.
+
+    Args:
+        after: tokens before each sequence that it sees, computed elsewhere.
+        scored: whether its tokens meet the vocabulary.
+    """
+    lengths = lengths.astype(float)
+    seen = np.sum(lengths * (lengths + after))
+    attention = 4 * cfg.num_layers * cfg.num_heads * cfg.head_width * seen
+    weights = matrix_params(cfg) - (0 if scored else cfg.vocab_size * cfg.width)
+    return float(2 * weights * np.sum(lengths) + attention)
+
+
+def group_flops(
+    cfg: ModelConfig, prompts: Int[np.ndarray, " P"], completions: Int[np.ndarray, "P G"]
+) -> float:
+    """One forward pass over groups of these lengths, each prompt once."""
+    after = np.repeat(prompts, completions.shape[1])
+    shared = forward_flops(cfg, prompts, scored=False)
+    return shared + forward_flops(cfg, completions.ravel(), after)
+
+
+def train_flops(forward: float, trained_share: float = 1.0) -> float:
     """Forward and backward: 6 N T and attention where all weights train. Frozen weights pass
     gradients on but have none: 4 N T.
 
     Args:
+        forward: those of the forward pass.
         trained_share: trained parameters over all.
     """
-    return (2 + trained_share) * forward_flops(cfg, lengths)
+    return (2 + trained_share) * forward

@@ -15,12 +15,12 @@ from persrm_jax.rl.rewards import RewardConfig, reward
 from persrm_jax.sampling import Generate, sequence_keys
 from persrm_jax.sharding import batch_sharding
 from persrm_jax.tokenizer import Tokenizer
-from persrm_jax.types import Pair, Rollout, right_verdict
+from persrm_jax.types import Groups, Pair, Rollout, right_verdict
 
 
 @dataclass(frozen=True)
 class JudgedRollout:
-    """A rollout with what its texts say. Rows are grouped by pair."""
+    """A rollout with what its texts say, B = P * G of them, grouped by pair."""
 
     rollout: Rollout
     completions: list[str]
@@ -54,11 +54,7 @@ def roll_out(
     tokens, mask = left_pad(ids, tokenizer.pad_id, prompt_length)
     keys = sequence_keys(key, len(pairs) * group_size)
     sharding = batch_sharding(mesh)
-    out = generate(
-        params,
-        *place((tokens, mask, keys), sharding),
-    )
-    out = fetch(out)
+    out = fetch(generate(params, *place((tokens, mask, keys), sharding)))
     texts = completion_texts(out.tokens, out.mask, tokenizer)
     judgements = [parse_judgement(text, prompt) for text in texts]
     sides = [order for order in orders for _ in range(group_size)]
@@ -67,12 +63,9 @@ def roll_out(
         0.0 if j is None else 0.5 if j.verdict == "tie" else float(j.verdict == right_verdict(side))
         for j, side in zip(judgements, sides, strict=True)
     ]
+    sampled = (x.reshape(len(pairs), group_size, -1) for x in (out.tokens, out.mask))
     rollout = Rollout(
-        prompt_tokens=np.repeat(tokens, group_size, axis=0),
-        prompt_mask=np.repeat(mask, group_size, axis=0),
-        completion_tokens=out.tokens,
-        completion_mask=out.mask,
-        logprobs=out.logprobs,
+        Groups(tokens, mask, *sampled), out.logprobs.reshape(len(pairs), group_size, -1)
     )
     return JudgedRollout(
         rollout, texts, judgements, np.array(rewards, np.float32), np.array(credit, np.float32)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
+from kernels.dispatch import QWEN_CHUNK
 from persrm_jax.data.batches import bucketed
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.flops import forward_flops, train_flops
@@ -17,10 +18,10 @@ from persrm_jax.models.trainable import TrainableConfig, abstract_trained, join,
 from persrm_jax.rl.losses import LossConfig
 from persrm_jax.sharding import batch_sharding
 from persrm_jax.training.optimizer import make_optimizer
-from persrm_jax.training.rft import RftBatch, RftConfig, make_rft_programs
+from persrm_jax.training.rft import RftBatch, RftConfig, make_rft_programs, rollout_flops
 from persrm_jax.training.sft import SftConfig, make_sft_program
 from persrm_jax.training.step import TrainState, abstract_state
-from persrm_jax.types import Batch
+from persrm_jax.types import Batch, Groups
 
 CPU_RUNTIME = 0.4 * 2**30
 """Bytes that the compiler and the runtime of a CPU hold beside a program's own, whatever its size
@@ -48,11 +49,6 @@ class Job:
     def sft_length(self) -> int:
         """Positions of an SFT row."""
         return self.sft.pack_length or bucketed(self.prompt_tokens + self.trace_tokens)
-
-    @property
-    def rft_length(self) -> int:
-        """Positions of an RFT row."""
-        return bucketed(self.prompt_tokens) + self.rft.sampling.max_new_tokens
 
     @property
     def num_completions(self) -> int:
@@ -129,33 +125,36 @@ def program(name: str, job: Job, mesh: AnyMesh) -> tuple[Any, tuple[Any, ...], T
             state,
             frozen,
         )
-    start = bucketed(job.prompt_tokens)
     programs = make_rft_programs(
         job.model,
         job.compute,
         job.rft,
         job.loss,
-        start=start,
         end_ids=(1,),
         pad_id=0,
         trainable=job.trainable,
     )
-    P, B = job.rft.prompts, job.num_completions
-    rows = _rows(B, job.rft_length, mesh)
+    P, G, T = job.rft.prompts, job.rft.group_size, job.rft.sampling.max_new_tokens
+    S = bucketed(job.prompt_tokens)
+    groups = Groups(
+        _array(mesh, "int32", P, S),
+        _array(mesh, "bool", P, S),
+        _array(mesh, "int32", P, G, T),
+        _array(mesh, "bool", P, G, T),
+    )
     match name:
         case "rollout":
             model = jax.eval_shape(lambda t, f: join(t, f, job.trainable), trained, frozen)
-            keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), B))
-            prompts = (_array(mesh, "int32", P, start), _array(mesh, "bool", P, start))
-            args = (_placed(model, trained, frozen), *prompts, _array(mesh, keys.dtype, B))
+            keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), P * G))
+            keys = _array(mesh, keys.dtype, P * G)
+            args = (_placed(model, trained, frozen), *groups[:2], keys)
             return programs.generate, args, state, frozen
         case "reference":
-            return programs.score, (whole, rows), state, frozen
+            return programs.score, (whole, groups), state, frozen
         case "rft":
-            logprobs: Any = _array(mesh, "float32", B, job.rft.sampling.max_new_tokens)
+            logprobs = _array(mesh, "float32", P, G, T)
             ref = logprobs if job.has_reference else None
-            advantages: Any = _array(mesh, "float32", B)
-            batch = RftBatch(rows, logprobs, ref, advantages)
+            batch = RftBatch(groups, logprobs, ref, _array(mesh, "float32", P, G))
             return programs.train, (state, batch, frozen), state, frozen
     raise AssertionError(name)
 
@@ -164,7 +163,7 @@ def _rows(num_rows: int, length: int, mesh: AnyMesh) -> Batch:
     return Batch(*(_array(mesh, d, num_rows, length) for d in ("int32", "int32", "int32", "bool")))
 
 
-def _array(mesh: AnyMesh, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+def _array(mesh: AnyMesh, dtype: Any, *shape: int) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
 
 
@@ -190,30 +189,28 @@ def _placed(tree: Params, *sources: Params) -> Params:
 
 
 def kv_cache_bytes(job: Job, mesh: AnyMesh) -> int:
-    """Keys and values of all completions, a device's share."""
+    """Keys and values of all prompts and completions, a device's share."""
     model, shape = job.model, mesh.shape
-    rows = job.num_completions // shape["data"]
+    prompts = job.rft.prompts * bucketed(job.prompt_tokens)
+    slots = prompts + job.num_completions * job.rft.sampling.max_new_tokens
     heads = model.num_kv_heads
     heads = heads // shape["model"] if heads % shape["model"] == 0 else heads
     itemsize = jax.numpy.dtype(job.compute.dtype).itemsize
-    per_layer = rows * heads * job.rft_length * model.head_width * itemsize
+    per_layer = slots // shape["data"] * heads * model.head_width * itemsize
     return 2 * model.num_layers * per_layer
 
 
 def program_flops(name: str, job: Job, share: float) -> float:
     """Model arithmetic of one run of a program, every row of full length."""
-    rows = np.full(job.num_completions, job.rft_length)
+    if name == "sft":
+        lengths = np.full(job.sft.batch_size, job.sft_length)
+        return train_flops(forward_flops(job.model, lengths), share)
     prompts = np.full(job.rft.prompts, bucketed(job.prompt_tokens))
-    match name:
-        case "sft":
-            length = np.full(job.sft.batch_size, job.sft_length)
-            return train_flops(job.model, length, share)
-        case "rollout":
-            repeated = forward_flops(job.model, np.repeat(prompts, job.rft.group_size))
-            return forward_flops(job.model, rows) - repeated + forward_flops(job.model, prompts)
-        case "reference":
-            return forward_flops(job.model, rows)
-    return train_flops(job.model, rows, share)
+    shape = (job.rft.prompts, job.rft.group_size)
+    new = np.full(shape, job.rft.sampling.max_new_tokens)
+    shared = name == "rollout" or job.rft.shared_prefix
+    forward = rollout_flops(job.model, prompts, new, shared=shared)
+    return train_flops(forward, share) if name == "rft" else forward
 
 
 def measure(name: str, job: Job, mesh: Mesh) -> Usage:
@@ -298,21 +295,24 @@ def _estimated_activations(name: str, job: Job, mesh: AnyMesh) -> int:
     model, data, parts = job.model, mesh.shape["data"], mesh.shape["model"]
     D, F, H, V = model.width, model.mlp_width, model.head_width, model.vocab_size
     heads = (2 * model.num_heads + 2 * model.num_kv_heads) * H
-    rows, length = {
-        "sft": (job.sft.batch_size / job.sft.accumulate, job.sft_length),
-        "rollout": (job.rft.prompts, bucketed(job.prompt_tokens)),
-        "reference": (job.num_completions / job.rft.accumulate, job.rft_length),
-        "rft": (job.num_completions / job.rft.accumulate, job.rft_length),
-    }[name]
+    S, T, G = bucketed(job.prompt_tokens), job.rft.sampling.max_new_tokens, job.rft.group_size
+    if name == "sft":
+        rows, length = job.sft.batch_size / job.sft.accumulate, job.sft_length
+        longest, scored, square = length, length, length**2
+    elif name == "rollout":
+        rows, length, longest, scored, square = job.rft.prompts, S, S, 1, S**2
+    else:
+        rows, longest, scored = job.rft.prompts / job.rft.accumulate, S + T, G * T
+        copies = 1 if job.rft.shared_prefix else G
+        length, square = copies * S + G * T, copies * S**2 + G * T * (S + T)
     itemsize = jax.numpy.dtype(job.compute.dtype).itemsize
     tokens = rows * length / data
     stream = tokens * D * itemsize
     layer = 5 * stream + tokens * itemsize * (heads + 4 * F) / parts
-    if length <= 2048:  # the square of attention
-        layer += rows / data * model.num_heads / parts * length**2 * (4 + itemsize)
+    if longest <= 2048:  # the square of attention
+        layer += rows / data * model.num_heads / parts * square * (4 + itemsize)
     weights = 2 * itemsize * (model.num_params - V * D) / model.num_layers / parts
-    scored = 1 if name == "rollout" else length
-    logits = 3 * 4 * min(rows * scored * V, max(rows * V, 2**26)) / data + V * D * itemsize / parts
+    logits = 3 * 4 * min(rows * scored * V / data, QWEN_CHUNK) + V * D * itemsize / parts
     saved = {"none": model.num_layers * layer, "full": model.num_layers * stream}
     kept = saved.get(job.compute.remat, model.num_layers * layer * 0.6)
     return round((kept if name in ("sft", "rft") else 0) + layer + weights + logits)

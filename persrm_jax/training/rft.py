@@ -8,21 +8,24 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float, Int
 
+from kernels.linear_logprob import linear_logprob
 from persrm_jax.chips import peak_flops
 from persrm_jax.data.batches import batch_indices, bucketed, encode_pairs
 from persrm_jax.data.prompts import PromptConfig
 from persrm_jax.distributed import place
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.decoder import vocab_weight
-from persrm_jax.models.flops import train_flops
-from persrm_jax.models.logprobs import masked_mean, token_logprobs, token_states
+from persrm_jax.models.flops import group_flops, train_flops
+from persrm_jax.models.groups import completion_states
+from persrm_jax.models.logprobs import masked_mean
 from persrm_jax.models.params import Params
 from persrm_jax.models.trainable import TrainableConfig, join, trained_share
 from persrm_jax.rl.advantages import AdvantageConfig, group_relative, varied_groups
@@ -49,7 +52,7 @@ from persrm_jax.training.step import (
     make_train_step,
     map_parts,
 )
-from persrm_jax.types import Batch, Pair, Rollout, Totals
+from persrm_jax.types import Groups, Pair, Totals
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,11 @@ class RftConfig:
     group_size: int = 8
     """Completions of each (G)."""
     accumulate: int = 1
-    """Parts in which an update, and the reference, take a step's completions; more parts take less
+    """Parts in which an update, and the reference, take a step's pairs; more parts take less
     memory."""
+    shared_prefix: bool = True
+    """Whether updates and the reference compute a prompt once for its whole group: the same loss
+    and gradients, for less."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
@@ -92,22 +98,13 @@ class RftConfig:
 
 
 class RftBatch(NamedTuple):
-    """A rollout as training rows [B, S + T], with what the loss weighs them by."""
+    """A rollout, with what the loss weighs its tokens by. The group is the unit that is split over
+    devices, and taken in parts."""
 
-    rows: Batch
-    sampler_logprobs: jax.Array
-    ref_logprobs: jax.Array | None
-    advantages: jax.Array
-
-
-def training_rows(rollout: Rollout) -> Batch:
-    """Prompt and completion side by side; padding is left of the prompt and right of the end."""
-    tokens = np.concatenate([rollout.prompt_tokens, rollout.completion_tokens], axis=1)
-    valid = np.concatenate([rollout.prompt_mask, rollout.completion_mask], axis=1)
-    loss_mask = valid.copy()
-    loss_mask[:, : rollout.prompt_tokens.shape[1]] = False
-    positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
-    return Batch(tokens, positions.astype(np.int32), valid.astype(np.int32), loss_mask)
+    groups: Groups
+    sampler_logprobs: Float[Any, "P G T"]
+    ref_logprobs: Float[Any, "P G T"] | None
+    advantages: Float[Any, "P G"]
 
 
 def make_rft_loss(
@@ -116,29 +113,33 @@ def make_rft_loss(
     loss_cfg: LossConfig,
     *,
     temperature: float,
-    start: int,
+    shared: bool = True,
 ) -> LossFn:
-    """GRPO's loss of an `RftBatch` whose completions begin at position `start`."""
+    """GRPO's loss of an `RftBatch`."""
 
     def rft_loss(
         params: Params, batch: RftBatch, totals: Totals | None = None
     ) -> tuple[jax.Array, Metrics]:
         totals = totals or count_rollout(batch)
-        hidden, labels = token_states(params, cfg, batch.rows, compute, start=start)
-        mask = batch.rows.loss_mask[:, start:]
+        groups = batch.groups
+        mask = groups.mask.reshape(-1, groups.mask.shape[2])
+
+        def rows(x: jax.Array) -> jax.Array:
+            return x.reshape(len(mask), mask.shape[1], *x.shape[3:])
+
         loss, metrics, logprobs = rollout_loss(
-            hidden,
+            rows(completion_states(params, cfg, groups, compute, shared=shared)),
             vocab_weight(params),
-            labels,
+            rows(groups.tokens),
             None,
-            batch.ref_logprobs,
-            batch.advantages,
+            None if batch.ref_logprobs is None else rows(batch.ref_logprobs),
+            batch.advantages.reshape(-1),
             mask,
             loss_cfg,
             temperature=temperature,
             totals=totals,
         )
-        gap = jnp.where(mask, jnp.abs(logprobs - batch.sampler_logprobs), 0.0)
+        gap = jnp.where(mask, jnp.abs(logprobs - rows(batch.sampler_logprobs)), 0.0)
         metrics["sampler/logprob_gap_mean"] = masked_mean(gap, mask, totals.tokens)
         metrics["sampler/logprob_gap_max"] = jnp.max(gap)
         return loss, metrics
@@ -148,8 +149,8 @@ def make_rft_loss(
 
 def count_rollout(batch: RftBatch) -> Totals:
     """Completions and their tokens."""
-    mask = batch.rows.loss_mask
-    return Totals(jnp.asarray(mask.shape[0]), jnp.sum(mask))
+    mask = batch.groups.mask
+    return Totals(jnp.asarray(mask.shape[0] * mask.shape[1]), jnp.sum(mask))
 
 
 class RftPrograms(NamedTuple):
@@ -157,8 +158,8 @@ class RftPrograms(NamedTuple):
 
     generate: Generate
     """(params, tokens [P, S], mask [P, S], keys [P * G]) -> completions."""
-    score: Callable[[Params, Batch], jax.Array]
-    """(params, rows) -> log-probabilities of their completions: the reference's."""
+    score: Callable[[Params, Groups], jax.Array]
+    """(params, groups) -> log-probabilities [P, G, T] of their completions: the reference's."""
     train: TrainStep
     """(state, batch, frozen) -> (state, metrics)."""
 
@@ -169,15 +170,14 @@ def make_rft_programs(
     cfg: RftConfig,
     loss_cfg: LossConfig,
     *,
-    start: int,
     end_ids: tuple[int, ...],
     pad_id: int,
     trainable: TrainableConfig = ALL,
 ) -> RftPrograms:
-    """`start` is the length that prompts are padded to."""
+    """Compiled for the shapes that they meet."""
     temperature = cfg.sampling.temperature
     train = make_train_step(
-        make_rft_loss(model, compute, loss_cfg, temperature=temperature, start=start),
+        make_rft_loss(model, compute, loss_cfg, temperature=temperature, shared=cfg.shared_prefix),
         make_optimizer(cfg.optimizer, cfg.steps),
         count=count_rollout,
         accumulate=cfg.accumulate,
@@ -193,19 +193,19 @@ def make_rft_programs(
     )
 
     @jax.jit
-    def score(params: Params, rows: Batch) -> jax.Array:
-        def part(rows: Batch) -> jax.Array:
-            return token_logprobs(
-                params,
-                model,
-                rows,
-                compute,
-                start=start,
+    def score(params: Params, groups: Groups) -> jax.Array:
+        def part(groups: Groups) -> jax.Array:
+            hidden = completion_states(params, model, groups, compute, shared=cfg.shared_prefix)
+            logprobs, _ = linear_logprob(
+                hidden.reshape(-1, hidden.shape[3]),
+                vocab_weight(params),
+                groups.tokens.reshape(-1),
                 temperature=temperature,
                 impl=loss_cfg.impl,
-            )[0]
+            )
+            return logprobs.reshape(groups.tokens.shape)
 
-        return map_parts(part, rows, cfg.accumulate)
+        return map_parts(part, groups, cfg.accumulate)
 
     return RftPrograms(generate, score, train)
 
@@ -241,7 +241,6 @@ def make_rft_step(
         compute,
         cfg,
         loss_cfg,
-        start=start,
         end_ids=tokenizer.end_ids,
         pad_id=tokenizer.pad_id,
         trainable=trainable,
@@ -264,26 +263,24 @@ def make_rft_step(
             mesh=mesh,
         )
         rolled = time.perf_counter()
-        rows = place(training_rows(judged.rollout), sharding)
+        groups, logprobs = place(judged.rollout, sharding)
         ref = None
         if ref_params is not None:
-            ref = jax.block_until_ready(programs.score(ref_params, rows))
+            ref = jax.block_until_ready(programs.score(ref_params, groups))
         referred = time.perf_counter()
         advantages = group_relative(jnp.asarray(judged.rewards), cfg.group_size, cfg.advantage)
-        batch = RftBatch(
-            rows,
-            place(judged.rollout.logprobs, sharding),
-            ref,
-            place(advantages, sharding),
-        )
+        grouped = advantages.reshape(-1, cfg.group_size)
+        batch = RftBatch(groups, logprobs, ref, place(grouped, sharding))
         learning_rate = float(schedule(num_updates(state.opt_state)))
         state, metrics = programs.train(state, batch, frozen)
         scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}
         end = time.perf_counter()
-        new = judged.rollout.completion_mask.sum(axis=1)
-        lengths = new + judged.rollout.prompt_mask.sum(axis=1)
-        num_new, num_all = int(new.sum()), int(lengths.sum())
-        flops = train_flops(model, lengths, trained_share(state.params, frozen))
+        new = judged.rollout.groups.mask.sum(axis=2)
+        prompts = judged.rollout.groups.prompt_mask.sum(axis=1)
+        num_new = int(new.sum())
+        num_all = num_new + int(prompts.sum()) * (1 if cfg.shared_prefix else cfg.group_size)
+        flops = rollout_flops(model, prompts, new, shared=cfg.shared_prefix)
+        flops = train_flops(flops, trained_share(state.params, frozen))
         scalars |= rollout_metrics(judged, cfg, tokenizer.end_ids)
         scalars |= {
             "loss/learning_rate": learning_rate,
@@ -307,8 +304,9 @@ def rollout_metrics(
     judged: JudgedRollout, cfg: RftConfig, end_ids: tuple[int, ...]
 ) -> dict[str, float]:
     """Rewards, verdicts and lengths of one rollout."""
-    lengths = judged.rollout.completion_mask.sum(axis=1)
-    last = judged.rollout.completion_tokens[np.arange(len(lengths)), lengths - 1]
+    tokens, mask = judged.rollout.groups.tokens, judged.rollout.groups.mask
+    lengths = mask.sum(axis=2).ravel()
+    last = tokens.reshape(len(lengths), -1)[np.arange(len(lengths)), lengths - 1]
     parsed = [j for j in judged.judgements if j is not None]
     return {
         "reward/mean": float(judged.rewards.mean()),
@@ -320,8 +318,22 @@ def rollout_metrics(
         "length/completion": float(lengths.mean()),
         "length/truncated": float(1 - np.isin(last, end_ids).mean()),
         # Two runs that drew the same tokens agree here; 24 bits, which a float32 holds.
-        "sampler/checksum": float(zlib.crc32(judged.rollout.completion_tokens.tobytes()) % 2**24),
+        "sampler/checksum": float(zlib.crc32(tokens.tobytes()) % 2**24),
     }
+
+
+def rollout_flops(
+    cfg: ModelConfig,
+    prompts: Int[np.ndarray, " P"],
+    completions: Int[np.ndarray, "P G"],
+    *,
+    shared: bool,
+) -> float:
+    """Those of a forward pass over a rollout of these lengths."""
+    if shared:
+        return group_flops(cfg, prompts, completions)
+    G = completions.shape[1]
+    return group_flops(cfg, np.repeat(prompts, G), completions.reshape(-1, 1))
 
 
 def describe(judged: JudgedRollout, pairs: Sequence[Pair]) -> str:

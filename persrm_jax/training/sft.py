@@ -14,7 +14,7 @@ from persrm_jax.data.batches import Packer, Rows, batch_indices, bucketed, packe
 from persrm_jax.distributed import place_rows
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.decoder import vocab_weight
-from persrm_jax.models.flops import train_flops
+from persrm_jax.models.flops import forward_flops, train_flops
 from persrm_jax.models.logprobs import masked_mean, token_states
 from persrm_jax.models.params import Params
 from persrm_jax.models.trainable import TrainableConfig, trained_share
@@ -164,7 +164,7 @@ def make_sft_step(
         state, metrics = train_step(state, placed, frozen)
         scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}
         seconds = time.perf_counter() - start
-        flops = train_flops(model, trained, trained_share(state.params, frozen))
+        flops = train_flops(forward_flops(model, trained), trained_share(state.params, frozen))
         return state, StepLog(
             {
                 **scalars,

@@ -64,7 +64,7 @@ def test_one_part_fewer_would_not_fit(arithmetic: None) -> None:
     planner = Planner(cfg, lambda text: None)
     found = planner.nearest()
     assert found is not None
-    for stage, rows, names in (("sft", 64, ["sft"]), ("rft", 224, ["rft", "reference"])):
+    for stage, rows, names in (("sft", 64, ["sft"]), ("rft", 32, ["rft", "reference"])):
         config = getattr(found[1], stage)
         fewer = [n for n in range(1, config.accumulate) if rows % (n * found[1].mesh.data) == 0]
         less = replace(found[1], **{stage: replace(config, accumulate=fewer[-1])})

@@ -16,7 +16,7 @@ from persrm_jax.types import Batch
 B, T, P = 6, 16, 9
 """Rows, their length, and the prompt's length where they are decoded."""
 FORWARD = jax.jit(forward, static_argnums=(1, 5))
-PREFILL = jax.jit(prefill, static_argnums=(1, 4, 5))
+PREFILL = jax.jit(prefill, static_argnums=(1, 4, 5, 6))
 STEP = jax.jit(decode_step, static_argnums=(2, 5))
 SCORE = jax.jit(token_logprobs, static_argnums=(1, 3), static_argnames=("start", "temperature"))
 
@@ -92,7 +92,7 @@ def _decoded(
 ) -> np.ndarray:
     """Logits of a prompt's last token and of all but the last that are then fed one by one."""
     mask = np.ones((B, P), bool)
-    hidden, cache = PREFILL(params, cfg, tokens[:, :P], mask, T - P, compute)
+    hidden, cache = PREFILL(params, cfg, tokens[:, :P], mask, 1, T - P, compute)
     layers = unstack_layers(params, cfg)
     out = [hidden]
     for t in range(P, T - 1):

@@ -186,7 +186,7 @@ def test_cached_decoding_equals_the_full_forward_pass(
     step = jax.jit(decode_step, static_argnums=2)
     layers = unstack_layers(params, CFG)
 
-    hidden, kv = jax.jit(prefill, static_argnums=(1, 4))(params, CFG, prompts, mask, num_new)
+    hidden, kv = jax.jit(prefill, static_argnums=(1, 4, 5))(params, CFG, prompts, mask, 1, num_new)
     found = [hidden]
     for i in range(num_new):
         column = np.array([tokens[row, n + i] for row, n in enumerate(lengths)])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from persrm_jax.models.config import SIZES, ModelConfig
-from persrm_jax.models.flops import forward_flops, matrix_params, train_flops
+from persrm_jax.models.flops import forward_flops, group_flops, matrix_params, train_flops
 
 CFG = ModelConfig(
     vocab_size=10,
@@ -23,13 +23,21 @@ def test_by_hand() -> None:
     # Sequences of 5 and 2 tokens; attention: 4 L N H for each token and position.
     want = 2 * 328 * 7 + 4 * 2 * 2 * 3 * (25 + 4)
     assert forward_flops(CFG, np.array([5, 2])) == want
-    assert train_flops(CFG, np.array([5, 2])) == 3 * want
-    assert train_flops(CFG, np.array([5, 2]), trained_share=0.25) == 2.25 * want
+    assert train_flops(float(want)) == 3 * want
+    assert train_flops(float(want), trained_share=0.25) == 2.25 * want
+
+
+def test_a_group_by_hand() -> None:
+    """A prompt of 5 and two completions of 2 and 3: the prompt once, and not scored."""
+    want = 2 * (328 - 40) * 5 + 2 * 328 * 5 + 4 * 2 * 2 * 3 * (25 + 2 * 7 + 3 * 8)
+    assert group_flops(CFG, np.array([5]), np.array([[2, 3]])) == want
 
 
 def test_six_n_t_of_a_model_with_tied_embeddings() -> None:
     cfg = SIZES["Qwen/Qwen2.5-0.5B-Instruct"]
-    assert train_flops(cfg, np.array([1])) == pytest.approx(6 * cfg.num_params, rel=1e-3)
+    assert train_flops(forward_flops(cfg, np.array([1]))) == pytest.approx(
+        6 * cfg.num_params, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize(("name", "billions"), [(n, n.split("-")[1]) for n in SIZES])

@@ -9,13 +9,14 @@ from small_model import SMALL, hidden_states
 
 from persrm_jax.data.prompts import Judgement, PromptConfig
 from persrm_jax.models.decoder import vocab_weight
+from persrm_jax.models.groups import plain_rows
 from persrm_jax.models.params import init_params
 from persrm_jax.rl.rewards import RewardConfig
 from persrm_jax.rl.rollout import JudgedRollout, completion_texts, roll_out
 from persrm_jax.sampling import Completions, SamplingConfig, make_generate
 from persrm_jax.tokenizer import Tokenizer, byte_tokenizer
-from persrm_jax.training.rft import RftConfig, describe, rollout_metrics, training_rows
-from persrm_jax.types import Pair, Rollout
+from persrm_jax.training.rft import RftConfig, describe, rollout_metrics
+from persrm_jax.types import Groups, Pair, Rollout
 
 BYTES = byte_tokenizer()
 END = BYTES.end_ids[0]
@@ -74,36 +75,23 @@ def test_rows_are_grouped_by_pair_and_rewarded_by_its_order(mesh: Mesh) -> None:
     assert len({tuple(row) for row in asked["keys"].tolist()}) == 6, "each row has its own key"
 
     rollout = judged.rollout
-    assert asked["tokens"].shape == (2, 96) and rollout.prompt_tokens.shape == (6, 96)
-    for row in range(6):
-        pair, order = pairs[row // 3], ("AB", "BA")[row // 3]
-        shown = BYTES.decode(rollout.prompt_tokens[row][rollout.prompt_mask[row]])
+    groups = rollout.groups
+    assert asked["tokens"].shape == groups.prompt_tokens.shape == (2, 96)
+    assert groups.tokens.shape == groups.mask.shape == rollout.logprobs.shape == (2, 3, 48)
+    for pair, order, ids, mask in zip(
+        pairs, ("AB", "BA"), groups.prompt_tokens, groups.prompt_mask, strict=True
+    ):
+        shown = BYTES.decode(ids[mask])
         mine = f"{'A' if order == 'AB' else 'B'}: {pair.chosen}"
         assert f"person: {pair.exemplars[0]}\n" in shown and mine in shown
-        assert rollout.prompt_mask[row, -1] and not rollout.prompt_mask[row, 0]
-    np.testing.assert_array_equal(rollout.logprobs[3], np.where(rollout.completion_mask[3], -4, 0))
+        assert mask[-1] and not mask[0]
+    np.testing.assert_array_equal(rollout.logprobs[1, 0], np.where(groups.mask[1, 0], -4, 0))
 
 
 def test_completion_texts_leave_out_the_end_and_what_follows() -> None:
     tokens = np.array([[*BYTES.encode("ab"), END, *BYTES.encode("zz")], [*BYTES.encode("hello")]])
     mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
     assert completion_texts(tokens, mask, BYTES) == ["ab", "hello"]
-
-
-def test_training_rows_by_hand() -> None:
-    rollout = Rollout(
-        prompt_tokens=np.array([[0, 0, 11, 12], [21, 22, 23, 24]], np.int32),
-        prompt_mask=np.array([[0, 0, 1, 1], [1, 1, 1, 1]], bool),
-        completion_tokens=np.array([[13, 2, 0], [25, 26, 27]], np.int32),
-        completion_mask=np.array([[1, 1, 0], [1, 1, 1]], bool),
-        logprobs=np.zeros((2, 3), np.float32),
-    )
-    rows = training_rows(rollout)
-    assert rows.tokens.tolist() == [[0, 0, 11, 12, 13, 2, 0], [21, 22, 23, 24, 25, 26, 27]]
-    assert rows.segment_ids.tolist() == [[0, 0, 1, 1, 1, 1, 0], [1] * 7]
-    assert rows.loss_mask.astype(int).tolist() == [[0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 1, 1]]
-    assert rows.positions[0][2:6].tolist() == [0, 1, 2, 3]
-    assert rows.positions[1].tolist() == [0, 1, 2, 3, 4, 5, 6]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +123,7 @@ def sampled(mesh: Mesh) -> JudgedRollout:
 
 def test_nothing_after_the_first_end_token_is_trained_on(sampled: tuple) -> None:
     judged, _ = sampled
-    rows = training_rows(judged.rollout)
+    rows = plain_rows(jax.tree.map(jnp.asarray, judged.rollout.groups))
     ends = {END, 65, 66, 67}
     assert BYTES.pad_id not in BYTES.end_ids
     num_ended = 0
@@ -152,7 +140,8 @@ def test_the_samplers_logprobs_belong_to_the_rows_tokens(sampled: tuple) -> None
     """Each row alone, unpadded, through the plain forward pass."""
     judged, params = sampled
     rollout = judged.rollout
-    rows = training_rows(rollout)
+    rows = jax.tree.map(np.asarray, plain_rows(jax.tree.map(jnp.asarray, rollout.groups)))
+    sampler, mask = (x.reshape(8, -1) for x in (rollout.logprobs, rollout.groups.mask))
     lengths = set()
     for i in range(8):
         keep = rows.segment_ids[i] == 1
@@ -162,17 +151,17 @@ def test_the_samplers_logprobs_belong_to_the_rows_tokens(sampled: tuple) -> None
         logits = np.asarray(hidden[0] @ vocab_weight(params).T, np.float64)
         logits -= logits.max(axis=1, keepdims=True)
         logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        count = int(rollout.completion_mask[i].sum())
+        count = int(mask[i].sum())
         lengths.add(count)
         token_logprobs = logprobs[np.arange(-count - 1, -1), ids[0, -count:]]
-        np.testing.assert_allclose(rollout.logprobs[i][:count], token_logprobs, atol=1e-4)
-        assert (rollout.logprobs[i][count:] == 0).all()
+        np.testing.assert_allclose(sampler[i][:count], token_logprobs, atol=1e-4)
+        assert (sampler[i][count:] == 0).all()
     assert len(lengths) > 1
 
 
 def test_completions_of_a_group_differ(sampled: tuple) -> None:
     judged, _ = sampled
-    tokens = judged.rollout.completion_tokens
+    tokens = judged.rollout.groups.tokens.reshape(8, -1)
     assert len({tuple(row) for row in tokens.tolist()}) > 4
 
 
@@ -180,9 +169,11 @@ def test_rollout_metrics_by_hand() -> None:
     A, B, tie = Judgement("A", 7.0, 3.0), Judgement("B", 1.0, 2.0), Judgement("tie", 4.0, 4.0)
     tokens = np.array([[5, 2, 0], [5, 6, 7], [9, 0, 0], [3, 3, 2], [5, 5, 2], [2, 0, 0]], np.int32)
     mask = np.array([[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 1], [1, 1, 1], [1, 0, 0]], bool)
-    zeros = np.zeros((6, 3))
+    zeros = np.zeros((3, 3))
+    tokens, mask = tokens.reshape(3, 2, 3), mask.reshape(3, 2, 3)
+    groups = Groups(zeros.astype(np.int32), zeros.astype(bool), tokens, mask)
     judged = JudgedRollout(
-        Rollout(zeros.astype(np.int32), zeros.astype(bool), tokens, mask, zeros.astype(np.float32)),
+        Rollout(groups, np.zeros((3, 2, 3), np.float32)),
         [""] * 6,
         [A, B, tie, None, None, None],
         np.array([1, -1, 0, -1, -1, -1], np.float32),
@@ -190,7 +181,6 @@ def test_rollout_metrics_by_hand() -> None:
     )
     cfg = RftConfig(group_size=2)
     metrics = rollout_metrics(judged, cfg, (2, 9))
-    tokens = judged.rollout.completion_tokens
     assert metrics.pop("sampler/checksum") == zlib.crc32(tokens.tobytes()) % 2**24
     assert metrics == pytest.approx(
         {

@@ -94,9 +94,11 @@ def test_more_parts_take_less() -> None:
 
 
 def test_the_cache_by_hand() -> None:
-    # 64 completions of 64 + 16 positions, 2 layers, 2 heads of 8, keys and values, 4 bytes.
-    assert kv_cache_bytes(JOB, make_mesh(MeshShape(1, 1))) == 64 * 80 * 2 * 2 * 8 * 2 * 4
-    assert kv_cache_bytes(JOB, make_mesh(MeshShape(4, 2))) == 64 * 80 * 2 * 2 * 8 * 2 * 4 // 8
+    # 16 prompts of 64 positions, 64 completions of 16, 2 layers, 2 heads of 8, keys and values,
+    # 4 bytes.
+    slots = 16 * 64 + 64 * 16
+    assert kv_cache_bytes(JOB, make_mesh(MeshShape(1, 1))) == slots * 2 * 2 * 8 * 2 * 4
+    assert kv_cache_bytes(JOB, make_mesh(MeshShape(4, 2))) == slots * 2 * 2 * 8 * 2 * 4 // 8
 
 
 def test_without_a_reference_none_is_planned() -> None:

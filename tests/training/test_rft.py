@@ -10,7 +10,6 @@ from persrm_jax.data.batches import batch_indices
 from persrm_jax.data.prompts import PromptConfig
 from persrm_jax.models.config import ComputeConfig
 from persrm_jax.models.decoder import vocab_weight
-from persrm_jax.models.logprobs import token_logprobs
 from persrm_jax.models.params import Params, init_params
 from persrm_jax.rl.advantages import AdvantageConfig, group_relative
 from persrm_jax.rl.losses import LossConfig
@@ -23,40 +22,33 @@ from persrm_jax.training.rft import (
     RftBatch,
     RftConfig,
     make_rft_loss,
+    make_rft_programs,
     make_rft_step,
-    training_rows,
 )
 from persrm_jax.training.step import init_state, make_train_step
-from persrm_jax.types import Pair, Rollout
+from persrm_jax.types import Groups, Pair, Rollout
 
 COMPUTE = ComputeConfig()
 START = 6
 BYTES = byte_tokenizer()
 
 
-def _rollout(num_rows: int, lengths: list[int]) -> Rollout:
+def _rollout(lengths: list[int]) -> Rollout:
+    """One group, its prompt of four tokens in six places."""
     rng = np.random.default_rng(0)
-    mask = np.arange(5)[None] < np.array(lengths)[:, None]
-    prompt = np.tile(rng.integers(3, 300, (1, START)), (num_rows, 1)).astype(np.int32)
-    completion = rng.integers(3, 300, (num_rows, 5))
-    prompt_mask = np.ones((num_rows, START), bool)
-    prompt_mask[:, :2] = False
-    return Rollout(
-        np.where(prompt_mask, prompt, 0).astype(np.int32),
-        prompt_mask,
-        np.where(mask, completion, 0).astype(np.int32),
-        mask,
-        np.zeros((num_rows, 5), np.float32),
-    )
+    prompt_mask = np.arange(START)[None] >= 2
+    mask = np.arange(5) < np.array(lengths)[None, :, None]
+    prompt = rng.integers(3, 300, (1, START)).astype(np.int32) * prompt_mask
+    completion = rng.integers(3, 300, mask.shape).astype(np.int32) * mask
+    return Rollout(Groups(prompt, prompt_mask, completion, mask), np.zeros(mask.shape, np.float32))
 
 
 def _sums(params: Params, rollout: Rollout, temperature: float = 1.0) -> np.ndarray:
     """log p of each whole completion, each row alone and unpadded."""
-    sums = []
-    for i in range(len(rollout.completion_tokens)):
-        prompt = rollout.prompt_tokens[i][rollout.prompt_mask[i]]
-        completion = rollout.completion_tokens[i][rollout.completion_mask[i]]
-        ids = np.concatenate([prompt, completion])[None]
+    sums, groups = [], rollout.groups
+    prompt = groups.prompt_tokens[0][groups.prompt_mask[0]]
+    for tokens, mask in zip(groups.tokens[0], groups.mask[0], strict=True):
+        ids = np.concatenate([prompt, tokens[mask]])[None]
         hidden = hidden_states(params, SMALL, ids)
         logits = np.asarray(hidden[0]) @ np.asarray(vocab_weight(params)).T / temperature
         logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -66,9 +58,9 @@ def _sums(params: Params, rollout: Rollout, temperature: float = 1.0) -> np.ndar
 
 
 def _batch(rollout: Rollout, rewards: list[float], ref: jax.Array | None) -> RftBatch:
-    rows = jax.tree.map(jnp.asarray, training_rows(rollout))
+    groups, logprobs = jax.tree.map(jnp.asarray, rollout)
     advantages = group_relative(jnp.array(rewards), len(rewards), AdvantageConfig())
-    return RftBatch(rows, jnp.asarray(rollout.logprobs), ref, advantages)
+    return RftBatch(groups, logprobs, ref, advantages[None])
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +73,12 @@ def params(mesh: Mesh) -> Params:
 def test_a_step_raises_the_rewarded_completion(
     mesh: Mesh, params: Params, rewards: list[float], kl_coef: float
 ) -> None:
-    rollout = _rollout(2, [5, 4])
+    rollout = _rollout([5, 4])
     before = _sums(params, rollout)
-    rows = jax.tree.map(jnp.asarray, training_rows(rollout))
-    score = jax.jit(lambda rows: token_logprobs(params, SMALL, rows, COMPUTE, start=START)[0])
-    ref = score(rows) if kl_coef else None
-    loss_fn = make_rft_loss(
-        SMALL, COMPUTE, LossConfig(kl_coef=kl_coef), temperature=1.0, start=START
-    )
+    loss_cfg = LossConfig(kl_coef=kl_coef)
+    programs = make_rft_programs(SMALL, COMPUTE, RftConfig(), loss_cfg, end_ids=(1,), pad_id=0)
+    ref = programs.score(params, rollout.groups) if kl_coef else None
+    loss_fn = make_rft_loss(SMALL, COMPUTE, loss_cfg, temperature=1.0)
     optimizer = optax.sgd(0.01)
     state = init_state(params, optimizer, jax.random.key(0), mesh)
     state, metrics = make_train_step(loss_fn, optimizer)(state, _batch(rollout, rewards, ref))
@@ -102,9 +92,9 @@ def test_a_step_raises_the_rewarded_completion(
 
 
 def test_equal_rewards_move_nothing(params: Params) -> None:
-    loss_fn = make_rft_loss(SMALL, COMPUTE, LossConfig(kl_coef=0.0), temperature=1.0, start=START)
+    loss_fn = make_rft_loss(SMALL, COMPUTE, LossConfig(kl_coef=0.0), temperature=1.0)
     grads = jax.jit(jax.grad(loss_fn, has_aux=True))(
-        params, _batch(_rollout(2, [5, 4]), [1.0, 1.0], None)
+        params, _batch(_rollout([5, 4]), [1.0, 1.0], None)
     )
     assert float(optax.tree.norm(grads[0])) == 0.0
 
@@ -113,11 +103,9 @@ def test_equal_rewards_move_nothing(params: Params) -> None:
 def test_the_gradient_is_that_of_the_policy_gradient(params: Params, temperature: float) -> None:
     """d loss / dw = -mean over rows of A_i * d(mean token log p_i) / dw, by a finite difference of
     the rows' plain log-probabilities along a random direction."""
-    rollout = _rollout(3, [5, 3, 1])
+    rollout = _rollout([5, 3, 1])
     rewards = [1.0, -1.0, 0.5]
-    loss_fn = make_rft_loss(
-        SMALL, COMPUTE, LossConfig(kl_coef=0.0), temperature=temperature, start=START
-    )
+    loss_fn = make_rft_loss(SMALL, COMPUTE, LossConfig(kl_coef=0.0), temperature=temperature)
     grads = jax.jit(jax.grad(loss_fn, has_aux=True))(params, _batch(rollout, rewards, None))[0]
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(5), len(leaves))

@@ -22,7 +22,7 @@ from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from persrm_jax.training.rft import RftBatch, count_rollout, make_rft_loss
 from persrm_jax.training.sft import count_batch, make_sft_loss
 from persrm_jax.training.step import TrainState, init_state, make_train_step
-from persrm_jax.types import Batch
+from persrm_jax.types import Batch, Groups
 
 RNG = np.random.default_rng(0)
 ROWS = [
@@ -31,7 +31,7 @@ ROWS = [
 ]
 SFT = make_sft_loss(SMALL, ComputeConfig())
 START = 6
-RFT = make_rft_loss(SMALL, ComputeConfig(), LossConfig(kl_coef=0.1), temperature=0.9, start=START)
+RFT = make_rft_loss(SMALL, ComputeConfig(), LossConfig(kl_coef=0.1), temperature=0.9)
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=0), 10)
 
 
@@ -40,15 +40,14 @@ def sft_rows() -> Batch:
 
 
 def rft_rows() -> RftBatch:
-    """Eight completions of 1 to 8 tokens, off their reference."""
-    T = START + 8
-    tokens = RNG.integers(3, 300, (8, T)).astype(np.int32)
-    real = np.arange(T) < START + 1 + np.arange(8)[:, None]
-    loss_mask = real & (np.arange(T) >= START)
-    positions = np.tile(np.arange(T, dtype=np.int32), (8, 1))
-    rows = Batch(*map(jnp.asarray, (tokens, positions, real.astype(np.int32), loss_mask)))
-    old = jnp.full((8, 8), -5.0)
-    return RftBatch(rows, old, old - 0.5, jnp.linspace(-1.0, 2.0, 8))
+    """Eight groups of two completions of 1 to 8 tokens, off their reference."""
+    prompt = np.arange(START) >= np.arange(8)[:, None] % START
+    mask = np.arange(8) < 1 + np.arange(16).reshape(8, 2, 1) % 8
+    tokens, completions = RNG.integers(3, 300, (8, START)), RNG.integers(3, 300, mask.shape)
+    arrays = (tokens.astype(np.int32), prompt, completions.astype(np.int32), mask)
+    old = jnp.full(mask.shape, -5.0)
+    advantages = jnp.linspace(-1.0, 2.0, 16).reshape(8, 2)
+    return RftBatch(Groups(*map(jnp.asarray, arrays)), old, old - 0.5, advantages)
 
 
 CASES: dict[str, tuple[Any, Any, Any]] = {
@@ -97,7 +96,7 @@ def test_curves_agree_whoever_computes_the_loss(case: str, mesh: Mesh) -> None:
             cfg = LossConfig(kl_coef=0.1, entropy_coef=0.01, impl=how)
             loss = make_sft_loss(SMALL, ComputeConfig(), cfg)
             if case == "rft":
-                loss = make_rft_loss(SMALL, ComputeConfig(), cfg, temperature=0.9, start=START)
+                loss = make_rft_loss(SMALL, ComputeConfig(), cfg, temperature=0.9)
             step = make_train_step(loss, OPTIMIZER, count=count, accumulate=2)
             state, curves[impl] = start(mesh), []
             for _ in range(10):

@@ -1,0 +1,113 @@
+"""An RFT step with a prompt computed once for its group, beside one that computes it each time.
+
+    python -m benchmarks.rft_step [--out results/rft-step.json]
+
+The model and sizes are W1's and W2's of `shared/PEERS.md`: 4 layers of width 256, vocabulary 2,048;
+8 prompts of 256 tokens x 4 completions of 128, and 4 prompts of 768 x 8 completions of 96; no
+reference. The ways take turns in one process; the ratio of medians counts.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.train_step import W1 as MODEL
+from persrm_jax import cli
+from persrm_jax.jsonl import write_text
+from persrm_jax.models.config import ComputeConfig
+from persrm_jax.models.params import init_params
+from persrm_jax.rl.losses import LossConfig
+from persrm_jax.runs import provenance
+from persrm_jax.sampling import SamplingConfig, sequence_keys
+from persrm_jax.sharding import MeshShape, make_mesh
+from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer
+from persrm_jax.training.rft import RftBatch, RftConfig, make_rft_programs
+from persrm_jax.training.step import init_state
+from persrm_jax.types import Groups
+
+OPTIMIZER = OptimizerConfig(learning_rate=1e-6, warmup_steps=0, schedule="constant")
+WORKLOADS = {"W1": (8, 4, 256, 128), "W2": (4, 8, 768, 96)}
+"""Prompts, completions of each, prompt tokens, new tokens."""
+MIB = 2**20
+
+
+def measure(name: str, rounds: int) -> dict[str, Any]:
+    """Seconds of rollout and update, and temporary MiB of the update, each way."""
+    P, G, S, T = WORKLOADS[name]
+    mesh = make_mesh(MeshShape(1, 1))
+    params = init_params(MODEL, jax.random.key(0), mesh)
+    tokens = np.random.default_rng(0).integers(3, MODEL.vocab_size, (P, S)).astype(np.int32)
+    prompts = (jnp.asarray(tokens), jnp.ones((P, S), bool))
+    sampling = SamplingConfig(T)
+    cfg = RftConfig(prompts=P, group_size=G, sampling=sampling, optimizer=OPTIMIZER)
+    ways = {"shared": cfg, "plain": replace(cfg, shared_prefix=False)}
+    programs: dict[str, Any] = {}
+    states: dict[str, Any] = {}
+    found: dict[str, dict[str, list[float]]] = {}
+    for way, config in ways.items():
+        # No token ends a completion: all have exactly T.
+        programs[way] = make_rft_programs(
+            MODEL, ComputeConfig(), config, LossConfig(kl_coef=0.0), end_ids=(-1,), pad_id=0
+        )
+        states[way] = init_state(params, make_optimizer(OPTIMIZER, 100), jax.random.key(1), mesh)
+        found[way] = {"rollout_s": [], "train_s": []}
+    for i in range(rounds + 1):
+        for way, (generate, _, train) in programs.items():
+            begin = time.perf_counter()
+            keys = sequence_keys(jax.random.key(i), P * G)
+            out = jax.block_until_ready(generate(states[way].params, *prompts, keys))
+            middle = time.perf_counter()
+            sampled, mask, logprobs = (x.reshape(P, G, T) for x in out)
+            rewards = jnp.mean(sampled % 2 == 0, axis=2)
+            advantages = rewards - rewards.mean(axis=1, keepdims=True)
+            batch = RftBatch(Groups(*prompts, sampled, mask), logprobs, None, advantages)
+            states[way], metrics = train(states[way], batch)
+            jax.block_until_ready(metrics)
+            end = time.perf_counter()
+            if i:
+                found[way]["rollout_s"].append(middle - begin)
+                found[way]["train_s"].append(end - middle)
+            else:
+                stats = train.lower(states[way], batch).compile().memory_analysis()
+                found[way]["train_temporaries_mib"] = [stats.temp_size_in_bytes / MIB]
+    return {way: {key: median(x) for key, x in times.items()} for way, times in found.items()}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    rounds: int = 5
+    """Turns of each way; one more is not counted."""
+    out: Path | None = None
+    """Where to write the numbers, as JSON."""
+
+
+def main(args: Sequence[str]) -> None:
+    """The command line."""
+    cfg = cli.parse_flags(Config, "python -m benchmarks.rft_step", args)
+    found = {name: measure(name, cfg.rounds) for name in WORKLOADS}
+    for name, ways in found.items():
+        for way, x in ways.items():
+            total = x["rollout_s"] + x["train_s"]
+            x["step_s"] = total
+            print(
+                f"{name} {way:>6}: {total:.2f} s a step ({x['rollout_s']:.2f} rollout, "
+                f"{x['train_s']:.2f} train), {x['train_temporaries_mib']:,.0f} MiB"
+            )
+        print(f"{name}: plain / shared {ways['plain']['step_s'] / ways['shared']['step_s']:.2f}")
+    if cfg.out is not None:
+        result = {"provenance": provenance(), "workloads": WORKLOADS, "found": found}
+        write_text(cfg.out, json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run_main(main)
