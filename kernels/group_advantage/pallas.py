@@ -15,8 +15,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec
 
 from kernels.dispatch import Ref, gpu_interpreter, target
+from kernels.sharding import over_mesh
 
 BLOCK = 128
 TINY = 1e-37
@@ -40,7 +42,10 @@ def group_advantage(
     fill = (0, -num % BLOCK)
     arrays = [jnp.pad(x, fill) for x in (rewards, group_ids.astype(jnp.int32), counts)]
     run = _on_tpu if target().platform == "tpu" else _on_gpu
-    return run(partial(_finish, baseline, scale_by_std, eps), *arrays)[:num]
+    finish = partial(_finish, baseline, scale_by_std, eps)
+    # Every device of a mesh computes them all: they are few.
+    whole = PartitionSpec()
+    return over_mesh(partial(run, finish), (whole,) * 3, whole)(*arrays)[:num]
 
 
 def _finish(

@@ -58,10 +58,8 @@ def _forward(
     rule: TokenRule, logprobs: jax.Array, *others: jax.Array
 ) -> tuple[tuple[jax.Array, TokenSums], jax.Array]:
     spec = axes_of(len(logprobs), 1).rows
-    run = _on_tpu if target().platform == "tpu" else _on_gpu
-    gradient, kept = over_mesh(partial(_local, run, rule), (spec,) * 5, (spec, spec))(
-        logprobs, *others
-    )
+    local = partial(_local, rule)
+    gradient, kept = over_mesh(local, (spec,) * 5, (spec, spec))(logprobs, *others)
     loss, *sums = jnp.sum(kept[:, :NUM_SUMS], axis=(0, 2))
     sums += [jnp.max(kept[:, NUM_SUMS]), jnp.min(kept[:, NUM_SUMS + 1])]
     return (loss, TokenSums(*sums)), gradient
@@ -76,12 +74,13 @@ def _backward(
 _token_loss.defvjp(_forward, _backward)
 
 
-def _local(run: object, rule: TokenRule, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _local(rule: TokenRule, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Fills up to whole blocks, with weights of 0."""
-    num_tokens = len(arrays[0])
-    block = LANES * (ROWS if run is _on_tpu else CHUNKS)
-    fill = (0, -num_tokens % min(block, -(-num_tokens // LANES) * LANES))
-    gradient, kept = run(rule, *(jnp.pad(x, fill) for x in arrays))  # type: ignore[operator]
+    on_tpu, num_tokens = target().platform == "tpu", len(arrays[0])
+    lanes = -(-num_tokens // LANES) * LANES
+    fill = (0, -num_tokens % min(LANES * (ROWS if on_tpu else CHUNKS), lanes))
+    run = _on_tpu if on_tpu else _on_gpu
+    gradient, kept = run(rule, *(jnp.pad(x, fill) for x in arrays))
     return gradient[:num_tokens], kept
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from float64 import IMPLS, running
+from float64 import IMPLS, make_mesh, running
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,6 +95,16 @@ def test_equals_float64_in_every_way(
         assert (found == 0).all()
     if mask is not None:
         assert (found[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("impl", IMPLS[1:3])
+def test_on_a_mesh(impl: str) -> None:
+    rewards, ids = np.linspace(-1, 1, 24).astype("f4"), np.arange(24) // 3
+    with jax.set_mesh(make_mesh("4x2")):
+        found = advantages(rewards, ids, impl=impl)
+    np.testing.assert_allclose(
+        found, in_float64(rewards, ids, scale_by_std=True), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_hand_worked() -> None:
