@@ -104,11 +104,20 @@ def surrogate(
         if weight == 0:
             continue
         A = float(inputs.advantages[i])
-        r = 1.0 if inputs.old is None else np.exp(logp[i] - float(inputs.old[i]))
+        old = logp[i] if inputs.old is None else float(inputs.old[i])
+        r = np.exp(logp[i] - old)
+        if inputs.sampler is not None:
+            A *= min(np.exp(old - float(inputs.sampler[i])), rule.tis_cap)
         low, high = 1 - rule.clip_low, 1 + rule.clip_high
-        clipped = min(max(r, low), high)
-        policy = -min(r * A, clipped * A)
-        slope = -r * A if r * A <= clipped * A else 0.0
+        if rule.surrogate == "clip":
+            clipped = min(max(r, low), high)
+            policy = -min(r * A, clipped * A)
+            slope = -r * A if r * A <= clipped * A else 0.0
+        elif rule.surrogate == "cispo":
+            slope = -min(r, high) * A
+            policy = slope * logp[i]
+        else:
+            policy = slope = -r * A
         kl = kl_slope = 0.0
         if inputs.ref is not None:
             d = float(inputs.ref[i]) - logp[i]

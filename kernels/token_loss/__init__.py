@@ -3,6 +3,7 @@
 from kernels.token_loss.api import token_loss
 from kernels.token_loss.reference import (
     KlEstimator,
+    Surrogate,
     TokenInputs,
     TokenRule,
     TokenSums,
@@ -13,6 +14,7 @@ from kernels.token_loss.reference import (
 
 __all__ = [
     "KlEstimator",
+    "Surrogate",
     "TokenInputs",
     "TokenRule",
     "TokenSums",

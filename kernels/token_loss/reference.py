@@ -1,8 +1,17 @@
 """The specification of `token_loss`, and its XLA path, which fuses it into one pass over tokens.
 
-For each token, with ratio r = exp(logp - old) and advantage A (arXiv 2402.03300, eq. 3),
+For each token, with ratio r = exp(logp - old) and advantage A,
 
-    weight * (-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + kl_coef * KL(policy || ref)).
+    weight * (surrogate + kl_coef * KL(policy || ref)),
+
+where the surrogate is one of
+
+    clip    -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)      arXiv 2402.03300, eq. 3
+    cispo   -min(r, 1 + clip_high) A logp, the ratio a constant    arXiv 2506.13585, eq. 4
+    none    -r A                                                   arXiv 2402.14740
+
+and A is multiplied by min(exp(old - sampler), tis_cap) where the sampler's own log-probabilities
+are given (truncated importance sampling).
 
 The weight holds the mask and the aggregation: 1 / (length of the row * rows) is GRPO's, 1 / tokens
 DAPO's. Where it is 0 nothing counts, whatever stands there.
@@ -15,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 KlEstimator = Literal["k1", "k2", "k3"]
+Surrogate = Literal["clip", "cispo", "none"]
 
 
 class TokenRule(NamedTuple):
@@ -24,6 +34,8 @@ class TokenRule(NamedTuple):
     clip_high: float
     kl_coef: float
     kl_estimator: KlEstimator
+    surrogate: Surrogate = "clip"
+    tis_cap: float = 2.0
 
 
 class TokenInputs(NamedTuple):
@@ -35,6 +47,8 @@ class TokenInputs(NamedTuple):
     """None: the policy's own, so that the ratio is 1 and carries the gradient."""
     ref: Float[Array, " N"] | None
     """None: no KL term."""
+    sampler: Float[Array, " N"] | None = None
+    """None: the sampler's distribution was the trainer's."""
 
 
 class TokenSums(NamedTuple):
@@ -49,7 +63,7 @@ class TokenSums(NamedTuple):
     clipped_low: Float[Array, ""]
     """Tokens with r < 1 - clip_low whose advantage is not positive."""
     clipped_high: Float[Array, ""]
-    """Tokens with r > 1 + clip_high whose advantage is positive."""
+    """Tokens with r > 1 + clip_high whose advantage is positive. (Counted for every surrogate.)"""
     ratio_max: Float[Array, ""]
     ratio_min: Float[Array, ""]
 
@@ -99,13 +113,20 @@ def _surrogate_and_kl(
     old = jax.lax.stop_gradient(logprobs)
     if inputs.old is not None:
         old = jnp.where(counts, inputs.old, 0.0)
-    surrogate = clipped_surrogate(
-        logprobs,
-        old,
-        jnp.where(counts, inputs.advantages, 0.0),
-        clip_low=rule.clip_low,
-        clip_high=rule.clip_high,
-    )
+    advantages = jnp.where(counts, inputs.advantages, 0.0)
+    if inputs.sampler is not None:
+        gap = jax.lax.stop_gradient(old) - jnp.where(counts, inputs.sampler, 0.0)
+        advantages *= jnp.minimum(jnp.exp(gap), rule.tis_cap)
+    match rule.surrogate:
+        case "clip":
+            surrogate = clipped_surrogate(
+                logprobs, old, advantages, clip_low=rule.clip_low, clip_high=rule.clip_high
+            )
+        case "cispo":
+            ratio = jax.lax.stop_gradient(jnp.exp(logprobs - old))
+            surrogate = -jnp.minimum(ratio, 1 + rule.clip_high) * advantages * logprobs
+        case "none":
+            surrogate = -jnp.exp(logprobs - old) * advantages
     if inputs.ref is None:
         return surrogate, None
     ref = jnp.where(counts, inputs.ref, 0.0)

@@ -6,13 +6,15 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels.group_advantage import group_advantage
+from kernels.group_advantage import Baseline, group_advantage
 
 
 @dataclass(frozen=True)
 class AdvantageConfig:
     """How a completion's reward compares with its group's."""
 
+    baseline: Baseline = "mean"
+    """What is subtracted from a reward: the group's `mean`, or that of the others (RLOO)."""
     scale: Literal["std", "none"] = "std"
     """`std` divides by the group's standard deviation (GRPO), `none` does not (Dr. GRPO)."""
     eps: float = 1e-4
@@ -24,7 +26,24 @@ def group_relative(
 ) -> Float[Array, " B"]:
     """Advantages of rows that are grouped by prompt."""
     group_ids = jnp.arange(rewards.shape[0]) // group_size
-    return group_advantage(rewards, group_ids, scale_by_std=cfg.scale == "std", eps=cfg.eps)
+    return group_advantage(
+        rewards,
+        group_ids,
+        baseline=cfg.baseline,
+        scale_by_std=cfg.scale == "std",
+        eps=cfg.eps,
+    )
+
+
+VARIANTS = {
+    "grpo": AdvantageConfig(),
+    "dr_grpo": AdvantageConfig(scale="none"),
+    "dapo": AdvantageConfig(),
+    "gspo": AdvantageConfig(),
+    "cispo": AdvantageConfig(),
+    "rloo": AdvantageConfig(baseline="leave_one_out", scale="none"),
+}
+"""The family's advantages by name (their losses are `rl.losses.VARIANTS`)."""
 
 
 def varied_groups(rewards: Float[Array, " B"], group_size: int) -> Float[Array, ""]:

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from kernels.token_loss import (
     KlEstimator,
+    Surrogate,
     TokenInputs,
     TokenRule,
     TokenSums,
@@ -25,15 +26,23 @@ RULE = TokenRule(0.2, 0.28, 0.04, "k3")
 PALLAS = IMPLS[2:]
 
 
-def random_tokens(N: int, seed: int, *, old: bool = True, ref: bool = True) -> tuple[Any, Any]:
+def random_tokens(
+    N: int, seed: int, *, old: bool = True, ref: bool = True, sampler: bool = False
+) -> tuple[Any, Any]:
     """Log-probabilities, and inputs of which a third do not count and hold infinities."""
     rng = np.random.default_rng(seed)
     counts = rng.random(N) < 2 / 3
-    logprobs, before, reference = -rng.random((3, N)).astype("f4") * 2
+    logprobs, before, reference, drawn = -rng.random((4, N)).astype("f4") * 2
     weights = np.where(counts, rng.random(N), 0).astype("f4")
     advantages = rng.standard_normal(N).astype("f4")
     before[~counts], reference[~counts], logprobs[~counts] = -np.inf, np.inf, -400.0
-    inputs = TokenInputs(weights, advantages, before if old else None, reference if ref else None)
+    inputs = TokenInputs(
+        weights,
+        advantages,
+        before if old else None,
+        reference if ref else None,
+        drawn if sampler else None,
+    )
     return jnp.asarray(logprobs), jax.tree.map(jnp.asarray, inputs)
 
 
@@ -55,19 +64,28 @@ def check(found: Any, logprobs: jax.Array, inputs: TokenInputs, rule: TokenRule)
 
 
 @pytest.mark.parametrize("impl", IMPLS[1:])
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     N=st.sampled_from([1, 77, 128, 2500]),
     estimator=st.sampled_from(["k1", "k2", "k3"]),
+    surrogate=st.sampled_from(["clip", "cispo", "none"]),
     old=st.booleans(),
     ref=st.booleans(),
+    sampler=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_equals_float64(
-    impl: str, N: int, estimator: KlEstimator, old: bool, ref: bool, seed: int
+    impl: str,
+    N: int,
+    estimator: KlEstimator,
+    surrogate: Surrogate,
+    old: bool,
+    ref: bool,
+    sampler: bool,
+    seed: int,
 ) -> None:
-    logprobs, inputs = random_tokens(N, seed, old=old, ref=ref)
-    rule = RULE._replace(kl_estimator=estimator)
+    logprobs, inputs = random_tokens(N, seed, old=old, ref=ref, sampler=sampler)
+    rule = RULE._replace(kl_estimator=estimator, surrogate=surrogate)
     check(run(impl, logprobs, inputs, rule), logprobs, inputs, rule)
 
 

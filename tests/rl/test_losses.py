@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from persrm_jax.rl.advantages import AdvantageConfig, group_relative, varied_groups
-from persrm_jax.rl.losses import LossConfig, rollout_loss, sequence_weights
+from persrm_jax.rl.losses import VARIANTS, LossConfig, rollout_loss, token_weights
 from persrm_jax.types import Totals
 
 ORACLE = Path(__file__).parents[1] / "data" / "grpo_oracle.npz"
@@ -18,7 +19,7 @@ CASES = ("main", "edge")
 def oracle() -> dict[str, np.ndarray]:
     """TRL's values in float64."""
     with np.load(ORACLE) as arrays:
-        return {k: arrays[k] for k in arrays if k.startswith(CASES) or "/grpo/beta" in k}
+        return {k: arrays[k] for k in arrays if k.startswith((*CASES, "trl"))}
 
 
 def float32(x: np.ndarray) -> jax.Array:
@@ -36,7 +37,7 @@ def test_advantages_equal_those_of_trl(
 ) -> None:
     rewards = float32(oracle[f"{case}/rewards"])
     found = group_relative(
-        rewards, int(oracle[f"{case}/group_size"]), AdvantageConfig(scale, eps=1e-4)
+        rewards, int(oracle[f"{case}/group_size"]), AdvantageConfig(scale=scale, eps=1e-4)
     )
     np.testing.assert_allclose(found, oracle[f"{case}/{name}"], rtol=1e-5, atol=1e-6)
 
@@ -58,51 +59,109 @@ def loss_of(
 ) -> Any:
     totals = Totals(jnp.asarray(len(mask)), jnp.sum(mask))
     return rollout_loss(
-        *states_of(logprobs), old, ref, advantages, mask, cfg, temperature=1.0, totals=totals
+        *states_of(logprobs),
+        mask,
+        advantages,
+        cfg,
+        old=old,
+        ref=ref,
+        temperature=1.0,
+        totals=totals,
     )
+
+
+# What TRL computes under these names, with its clip of 0.2 / 0.28 throughout.
+CLIP = {"clip_low": 0.2, "clip_high": 0.28}
+TRL = {
+    "grpo": LossConfig(**CLIP),
+    "dr_grpo": replace(VARIANTS["dr_grpo"], **CLIP),
+    "dapo": VARIANTS["dapo"],
+    "gspo": replace(VARIANTS["gspo"], **CLIP),
+    "cispo": VARIANTS["cispo"],
+    "grpo_tis": LossConfig(**CLIP, tis_cap=2.0),
+}
 
 
 @pytest.mark.parametrize("old", ["given", "self"])
 @pytest.mark.parametrize("beta", ["0", "0.04"])
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("variant", TRL)
 def test_loss_and_gradient_equal_those_of_trl(
-    oracle: dict[str, np.ndarray], case: str, beta: str, old: str
+    oracle: dict[str, np.ndarray], variant: str, case: str, beta: str, old: str
 ) -> None:
-    logprobs, given, ref, rewards = (
-        float32(oracle[f"{case}/{name}"]) for name in ("logps", "old", "ref", "rewards")
-    )
+    logprobs, given, ref = (float32(oracle[f"{case}/{name}"]) for name in ("logps", "old", "ref"))
     mask = jnp.asarray(oracle[f"{case}/mask"] > 0)
-    group_size = int(oracle[f"{case}/group_size"])
-    advantages = group_relative(rewards, group_size, AdvantageConfig("std", eps=1e-4))
-    cfg = LossConfig(clip_low=0.2, clip_high=0.28, kl_coef=float(beta), kl_estimator="k3")
-
+    advantages = float32(oracle[f"{case}/adv_group"])
+    cfg = replace(TRL[variant], kl_coef=float(beta))
     hidden, weight, labels = states_of(logprobs)
-    totals = Totals(jnp.asarray(len(mask)), jnp.sum(mask))
+    # TRL's truncated weights are of the rollout's old log-probabilities, also where old = self.
+    before = given if old == "given" else logprobs
+    sampler = before - jnp.log(float32(oracle[f"{case}/tis"]))
 
+    @jax.jit
     def loss(hidden: jax.Array) -> tuple[jax.Array, Any]:
         value, metrics, _ = rollout_loss(
             hidden,
             weight,
             labels,
-            given if old == "given" else None,
-            ref if cfg.kl_coef else None,
-            advantages,
             mask,
+            advantages,
             cfg,
+            old=given if old == "given" else None,
+            ref=ref if cfg.kl_coef else None,
+            sampler=sampler,
             temperature=1.0,
-            totals=totals,
+            totals=Totals(jnp.asarray(len(mask)), jnp.sum(mask)),
         )
         return value, metrics
 
     (value, metrics), grad = jax.value_and_grad(loss, has_aux=True)(hidden)
 
-    want = f"trl/{case}/grpo/beta={beta}/old={old}"
+    want = f"trl/{case}/{variant}/beta={beta}/old={old}"
     assert float(value) == pytest.approx(float(oracle[f"{want}/loss"]), abs=1e-6)
     # d log p / d logit = 1 - p
     chained = oracle[f"{want}/grad"] * -np.expm1(oracle[f"{case}/logps"])
     assert relative_l2(grad[..., 0], chained) < 2e-6
     assert (np.asarray(grad)[~np.asarray(mask)] == 0).all()
     assert float(metrics["loss/total"]) == float(value)
+
+
+def test_on_policy_a_sequences_ratio_is_its_tokens() -> None:
+    """With old = policy the one pass over tokens has the gradients of the rule for sequences."""
+    logprobs = -jnp.abs(jax.random.normal(jax.random.key(0), (4, 6))) - 0.1
+    mask = jnp.arange(6) < jnp.array([[1], [3], [6], [0]])
+    advantages = jnp.array([1.0, -0.5, 2.0, 1.0])
+    hidden, weight, labels = states_of(logprobs)
+    for name in ("gspo", "rloo"):
+
+        def loss(hidden: jax.Array, old: jax.Array | None, name: str = name) -> jax.Array:
+            return rollout_loss(
+                hidden,
+                weight,
+                labels,
+                mask,
+                advantages,
+                VARIANTS[name],
+                old=old,
+                temperature=1.0,
+                totals=Totals(jnp.asarray(4), jnp.sum(mask)),
+            )[0]
+
+        found, want = jax.grad(loss)(hidden, None), jax.grad(loss)(hidden, logprobs)
+        np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+        assert float(jnp.abs(want).max()) > 0.1
+
+
+def test_rloo_by_hand() -> None:
+    """-A exp(sum of log-ratios), a mean over completions: ratios 2 * 1.5 and 0.5 (a masked 9)."""
+    ratio = jnp.array([[2.0, 1.5], [0.5, 9.0]])
+    mask = jnp.array([[True, True], [True, False]])
+    old = jnp.full((2, 2), -3.0)
+    loss, metrics, _ = loss_of(
+        jnp.log(ratio) + old, old, None, jnp.array([1.0, -2.0]), mask, VARIANTS["rloo"]
+    )
+    assert float(loss) == pytest.approx((-3.0 + 1.0) / 2, rel=1e-5)
+    assert float(metrics["ratio/max"]) == pytest.approx(3.0, rel=1e-5)
 
 
 def test_what_is_masked_changes_nothing(oracle: dict[str, np.ndarray]) -> None:
@@ -153,11 +212,18 @@ def test_the_estimator_and_the_coefficients_of_the_config_are_used(kl_coef: floa
         assert float(loss) == pytest.approx(kl_coef * value - 0.1 * entropy, abs=1e-6)
 
 
-def test_sequence_weights_weigh_rows_alike() -> None:
-    x = np.array([[1.0, 2.0, 3.0], [10.0, 0.0, 0.0], [5.0, 5.0, 5.0]])
+def test_weights_by_hand() -> None:
     mask = jnp.array([[True, True, True], [True, False, False], [False, False, False]])
-    assert (x * sequence_weights(mask)).sum() == pytest.approx((2 + 10 + 0) / 3)
-    assert (x * sequence_weights(mask, jnp.asarray(6))).sum() == pytest.approx((2 + 10 + 0) / 6)
+    totals = Totals(jnp.asarray(6), jnp.asarray(8))  # of a batch of which this is half
+    rows = {
+        "sequence_mean": [1 / 18, 1 / 6],
+        "token_mean": [1 / 8, 1 / 8],
+        "constant": [1 / 18, 1 / 18],
+        "sequence_sum": [1 / 6, 1 / 6],
+    }
+    for aggregate, (first, second) in rows.items():
+        want = [[first] * 3, [second, 0, 0], [0, 0, 0]]
+        np.testing.assert_allclose(token_weights(mask, aggregate, totals), want, rtol=1e-6)
 
 
 def test_varied_groups() -> None:
@@ -173,9 +239,11 @@ def test_varied_groups() -> None:
         ({"clip_low": 1.0}, "clip-low 1.0"),
         ({"clip_high": -0.1}, "clip-high -0.1"),
         ({"kl_coef": -1e-3}, "kl-coef -0.001"),
+        ({"tis_cap": -1.0}, "tis-cap -1.0"),
+        ({"surrogate": "cispo", "ratio": "sequence"}, "ratio sequence: cispo"),
     ],
 )
-def test_a_config_out_of_range_is_refused(fields: dict[str, float], words: str) -> None:
+def test_a_config_out_of_range_is_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         LossConfig(**fields)
 
