@@ -125,20 +125,18 @@ def test_no_array_of_all_logits_exists() -> None:
         assert "[24,101]" not in code and "[24,1,101]" not in code
 
 
-# 56 tokens are what every mesh divides, 21 what none does; the imitations are slow.
+# 56 tokens are what every mesh divides, 21 what none does. A TPU's imitation is slow, and a GPU's
+# runs on one device only: its bookkeeping of barriers is not told apart by devices.
 MESHES = [(shape, N) for shape in ("8x1", "4x2", "2x4", "1x8") for N in (56, 21)]
 ON_MESHES = [("xla", *case) for case in MESHES] + [("tpu", "4x2", 56), ("tpu", "2x4", 21)]
 
 
-@pytest.mark.parametrize(
-    ("impl", "shape", "N"), [*ON_MESHES, pytest.param("gpu", "4x2", 56, marks=IMPLS[3].marks)]
-)
+@pytest.mark.parametrize(("impl", "shape", "N"), ON_MESHES)
 def test_a_mesh_gives_what_one_device_does(impl: str, shape: str, N: int) -> None:
     data, model = map(int, shape.split("x"))
     mesh = make_mesh(shape)
-    D, dtype = width(impl)
-    V = 104 if impl != "gpu" else 528
-    hidden, weight, labels = random_inputs(N, D, V, scale=3.0, dtype=dtype)
+    D, V = 16, 104
+    hidden, weight, labels = random_inputs(N, D, V, scale=3.0)
     labels = labels.at[:2].set(jnp.array([0, V - 1]))
     g, e = np.random.default_rng(1).standard_normal((2, N)).astype(np.float32)
 
@@ -162,9 +160,8 @@ def test_a_mesh_gives_what_one_device_does(impl: str, shape: str, N: int) -> Non
         np.testing.assert_allclose(one, true, rtol=1e-5, atol=5e-6)
     true = pull_back(hidden, weight, labels, 0.7, g, e)
     for one, other, want in zip(found[1], alone[1], true, strict=True):
-        bounds = (5e-3, 5e-3) if dtype == jnp.bfloat16 else (2e-6, 3e-6)
-        assert relative_l2(one, np.asarray(other, np.float64)) < bounds[0]
-        assert relative_l2(one, want) < bounds[1]
+        assert relative_l2(one, np.asarray(other, np.float64)) < 2e-6
+        assert relative_l2(one, want) < 3e-6
     assert found[1][1].sharding.is_equivalent_to(places[1], 2)
     gathers = [c for c in collectives(compiled.as_text()) if c.kind == "all-gather"]
     # The weight's own part along `data`, once forward and once backward (XLA may share them).
