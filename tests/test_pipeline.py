@@ -81,7 +81,7 @@ def _rewards_that_differ() -> Iterator[None]:
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         judged = roll_out(*args, **kwargs)
-        ROLLOUTS.append(judged.rollout.completion_tokens)
+        ROLLOUTS.append(judged.rollout.groups.tokens)
         return judged
 
     with pytest.MonkeyPatch.context() as patch:
