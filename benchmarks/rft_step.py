@@ -26,10 +26,11 @@ from persrm_jax.models.config import ComputeConfig
 from persrm_jax.models.params import init_params
 from persrm_jax.rl.losses import LossConfig
 from persrm_jax.runs import provenance
-from persrm_jax.sampling import SamplingConfig, sequence_keys
+from persrm_jax.sampling import Ending, SamplingConfig, sequence_keys
 from persrm_jax.sharding import MeshShape, make_mesh
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer
-from persrm_jax.training.rft import RftBatch, RftConfig, make_rft_programs
+from persrm_jax.training.rft_config import RftConfig
+from persrm_jax.training.rft_programs import make_rft_programs, whole_batch
 from persrm_jax.training.step import init_state
 from persrm_jax.types import Groups
 
@@ -55,7 +56,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     for way, config in ways.items():
         # No token ends a completion: all have exactly T.
         programs[way] = make_rft_programs(
-            MODEL, ComputeConfig(), config, LossConfig(kl_coef=0.0), end_ids=(-1,), pad_id=0
+            MODEL, ComputeConfig(), config, LossConfig(kl_coef=0.0), ending=Ending((-1,), 0)
         )
         states[way] = init_state(params, make_optimizer(OPTIMIZER, 100), jax.random.key(1), mesh)
         found[way] = {"rollout_s": [], "train_s": []}
@@ -65,10 +66,10 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
             keys = sequence_keys(jax.random.key(i), P * G)
             out = jax.block_until_ready(generate(states[way].params, *prompts, keys))
             middle = time.perf_counter()
-            sampled, mask, logprobs = (x.reshape(P, G, T) for x in out)
+            sampled, mask, logprobs, _ = (x.reshape(P, G, T) for x in out)
             rewards = jnp.mean(sampled % 2 == 0, axis=2)
             advantages = rewards - rewards.mean(axis=1, keepdims=True)
-            batch = RftBatch(Groups(*prompts, sampled, mask), logprobs, None, advantages)
+            batch = whole_batch(Groups(*prompts, sampled, mask), advantages, logprobs)
             states[way], metrics = train(states[way], batch)
             jax.block_until_ready(metrics)
             end = time.perf_counter()

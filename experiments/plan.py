@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.prepare import check_fit
-from experiments.presets import DEFAULT, PRESETS, RunConfig
+from experiments.presets import PRESETS, RunConfig, parse_run
 from persrm_jax import cli
 from persrm_jax.chips import CHIPS, GIB, chip_of
 from persrm_jax.jsonl import write_text
@@ -336,7 +336,7 @@ def planned_presets() -> dict[str, PlanConfig]:
 
 def main(args: Sequence[str]) -> None:
     """The command line."""
-    cfg = cli.parse_preset(planned_presets(), DEFAULT, "python -m experiments.plan", args)
+    cfg = parse_run(planned_presets(), "python -m experiments.plan", args)
     if cfg.program is not None and cfg.config is not None:
         usage = run_program(asked := read_config_file(cfg.config, PlanConfig), cfg.program)
         answer = {"usage": dataclasses.asdict(usage), "missing": missing_compiler(asked.chip)}

@@ -64,7 +64,14 @@ def check_fit(cfg: RunConfig) -> None:
         },
     )
     check_parts("--sft.accumulate", cfg.sft.accumulate, cfg.sft.batch_size, cfg.mesh)
-    check_parts("--rft.accumulate", cfg.rft.accumulate, cfg.rft.prompts, cfg.mesh)
+    check_parts("--rft.mini-batches", cfg.rft.mini_batches, cfg.rft.prompts, cfg.mesh)
+    rows = cfg.rft.prompts // cfg.rft.mini_batches
+    check_parts("--rft.accumulate", cfg.rft.accumulate, rows, cfg.mesh)
+    if cfg.rft.prompts % cfg.prompt.questions_a_pair:
+        raise ValueError(
+            f"--rft.prompts {cfg.rft.prompts}: must be even with --prompt.answer score, which "
+            "shows each text of a pair alone"
+        )
     for flag, sampling in (("rft", cfg.rft.sampling), ("eval", cfg.eval.sampling)):
         if cfg.prompt.max_tokens + sampling.max_new_tokens > model.max_positions:
             raise ValueError(

@@ -1,7 +1,9 @@
 """Complete configurations: the first word of a command picks one, flags override its fields."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
 
 from persrm_jax import cli
 from persrm_jax.data.documents import CorpusConfig
@@ -13,13 +15,17 @@ from persrm_jax.distributed import ClusterConfig
 from persrm_jax.evaluation.judge import EvalConfig
 from persrm_jax.models.config import ComputeConfig
 from persrm_jax.models.trainable import TrainableConfig
+from persrm_jax.rl import advantages, losses
 from persrm_jax.rl.losses import LossConfig
 from persrm_jax.rl.rewards import RewardConfig
 from persrm_jax.sampling import SamplingConfig
 from persrm_jax.sharding import MeshShape
 from persrm_jax.training.optimizer import OptimizerConfig
-from persrm_jax.training.rft import RftConfig
+from persrm_jax.training.rft_config import RftConfig
 from persrm_jax.training.sft import SftConfig
+
+Run = TypeVar("Run", bound="RunConfig")
+Variant = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,9 @@ class RunConfig:
     """Name of the configuration that the flags override."""
     model: str
     """`tiny` (from scratch), `smollm2` (the registry's), a folder, or a Hugging Face id."""
+    variant: Variant = "grpo"
+    """Which of the GRPO family RFT is: sets what makes it so in --loss, --rft.advantage, --rft and
+    --rft.reward, which flags then override."""
     data: str = "personas"
     """`personas` (made up), `embedded` (public authors), or a documents file: .jsonl, .jsonl.gz."""
     out: Path | None = None
@@ -154,5 +163,50 @@ PRESETS: dict[str, RunConfig] = {
     "qwen3-8b": replace(_PAPER, preset="qwen3-8b", model="Qwen/Qwen3-8B"),
 }
 DEFAULT = "tiny"
+_BEYOND: dict[str, dict[str, Any]] = {
+    "dapo": {"drop_flat": True, "max_rollouts": 3},
+}
+"""What a variant sets of RFT beside its loss and its advantages."""
+_REWARDS: dict[str, dict[str, Any]] = {"dapo": {"overlong": 1.0}, "rloo": {"kl": 1e-3}}
+"""What it sets of the reward."""
+
+
+def with_variant(cfg: Run, name: Variant) -> Run:
+    """A preset as another of the GRPO family."""
+    if name == cfg.variant:
+        return cfg
+    rft = replace(
+        cfg.rft,
+        advantage=advantages.VARIANTS[name],
+        reward=replace(cfg.rft.reward, **_REWARDS.get(name, {})),
+        **_BEYOND.get(name, {}),
+    )
+    return replace(cfg, variant=name, rft=rft, loss=losses.VARIANTS[name])
+
+
+def parse_run(presets: Mapping[str, Run], prog: str, args: Sequence[str]) -> Run:
+    """A command's configuration: preset, variant, then flags.
+
+    Raises:
+        ValueError: as `cli.parse_preset`, or an unknown variant.
+    """
+    name = _variant_of(args)
+    changed = {preset: with_variant(cfg, name) for preset, cfg in presets.items()}
+    return cli.parse_preset(changed, DEFAULT, prog, args)
+
+
+def _variant_of(args: Sequence[str]) -> Variant:
+    """What the flag says, which is looked for before the others since it changes their defaults."""
+    found: Any = "grpo"
+    for i, word in enumerate(args):
+        flag, _, value = word.partition("=")
+        if flag == "--variant":
+            found = value or "".join(args[i + 1 : i + 2])
+    if found not in get_args(Variant):
+        names = ", ".join(get_args(Variant))
+        raise ValueError(f"--variant {found}: must be one of {names}")
+    return found
+
+
 FREE_FIELDS = ("mesh", "out", "cluster", "profile")
 """Fields in which a resumed run may differ from the folder's config."""

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from experiments.evaluate import evaluate_run
 from experiments.prepare import base_model, dev_watch, prepare
-from experiments.presets import DEFAULT, PRESETS, RunConfig
+from experiments.presets import PRESETS, RunConfig, parse_run
 from experiments.report import report_runs
 from experiments.sft import run_sft
 from experiments.synthesize import load_pairs, load_traces
@@ -33,6 +33,7 @@ from persrm_jax.runs import RunFolder
 from persrm_jax.training.loop import train
 from persrm_jax.training.optimizer import make_optimizer
 from persrm_jax.training.rft import make_rft_step
+from persrm_jax.training.rft_config import needs_reference
 from persrm_jax.training.sft import SftConfig
 from persrm_jax.training.step import init_state
 from persrm_jax.types import Trace
@@ -50,7 +51,7 @@ def run_rft(cfg: RunConfig, run: RunFolder, start: Model, mesh: Mesh) -> None:
             cfg.compute,
             cfg.rft,
             cfg.loss,
-            ref_params=start.params if cfg.loss.kl_coef > 0 else None,
+            ref_params=start.params if needs_reference(cfg.rft, cfg.loss) else None,
             tokenizer=start.tokenizer,
             prompt=cfg.prompt,
             seed=cfg.seed,
@@ -58,7 +59,7 @@ def run_rft(cfg: RunConfig, run: RunFolder, start: Model, mesh: Mesh) -> None:
             trainable=replace(cfg.train, lora_dropout=0.0),
             frozen=frozen,
         )
-        optimizer = make_optimizer(cfg.rft.optimizer, cfg.rft.steps)
+        optimizer = make_optimizer(cfg.rft.optimizer, cfg.rft.num_updates)
         checkpoints = Checkpoints(folder / "checkpoints")
         try:
             state = train(
@@ -90,17 +91,19 @@ def run_rft(cfg: RunConfig, run: RunFolder, start: Model, mesh: Mesh) -> None:
 def matched_steps(cfg: RunConfig, model: Model, traces: Sequence[Trace], prompt_length: int) -> int:
     """SFT steps that cost what RFT does, counted in token passes: a forward is one, a backward two.
 
-    RFT: prefill once a group, decode, reference forward, forward and backward. SFT: forward and
-    backward. Padding counts, since it is computed.
+    RFT: prefill once a group, decode, forward for the reference and for the old policy, forward and
+    backward. SFT: forward and backward. Padding counts, since it is computed; a prompt that a
+    group shares counts once.
     """
     rows = encode_traces(traces, model.tokenizer, cfg.prompt)
     length = cfg.sft.pack_length or bucketed(max(rows.lengths))
     sft_step = 3 * cfg.sft.batch_size * length
     new = cfg.rft.sampling.max_new_tokens
-    passes = 3 + (cfg.loss.kl_coef > 0)
-    rollout = cfg.rft.prompts * prompt_length + cfg.rft.prompts * cfg.rft.group_size * new
-    training = passes * cfg.rft.prompts * cfg.rft.group_size * (prompt_length + new)
-    return round(cfg.rft.steps * (rollout + training) / sft_step)
+    passes = 3 * cfg.rft.epochs + needs_reference(cfg.rft, cfg.loss) + (cfg.rft.updates_a_step > 1)
+    group = cfg.rft.group_size * new
+    shares = 1 if cfg.rft.shared_prefix else cfg.rft.group_size
+    step = cfg.rft.prompts * (prompt_length + group + passes * (shares * prompt_length + group))
+    return round(cfg.rft.steps * step / sft_step)
 
 
 def continued_sft(cfg: RunConfig, run: RunFolder, start: Model) -> SftConfig:
@@ -141,7 +144,7 @@ def sft_folder(cfg: RunConfig, run: RunFolder) -> Path:
 
 def main(args: Sequence[str]) -> None:
     """The command line."""
-    run_all(cli.parse_preset(PRESETS, DEFAULT, "python -m experiments.rft", args))
+    run_all(parse_run(PRESETS, "python -m experiments.rft", args))
 
 
 if __name__ == "__main__":

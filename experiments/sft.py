@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from experiments.prepare import base_model, dev_watch, prepare
-from experiments.presets import DEFAULT, PRESETS, RunConfig
+from experiments.presets import PRESETS, RunConfig, parse_run
 from experiments.synthesize import load_traces
 from persrm_jax import cli
 from persrm_jax.checkpoint import Checkpoints
@@ -91,7 +91,7 @@ def run_sft(
 
 def main(args: Sequence[str]) -> None:
     """The command line."""
-    cfg = cli.parse_preset(PRESETS, DEFAULT, "python -m experiments.sft", args)
+    cfg = parse_run(PRESETS, "python -m experiments.sft", args)
     run, mesh = prepare(cfg)
     if run.is_done("sft"):
         print(f"sft: done before; the model is in {run.path / 'sft' / 'model'}")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.presets import DEFAULT, FREE_FIELDS, PRESETS, RunConfig
+from experiments.presets import FREE_FIELDS, PRESETS, RunConfig, parse_run
 from persrm_jax import cli
 from persrm_jax.data.batches import encode_pairs
 from persrm_jax.data.documents import load_documents, summarize
@@ -104,7 +104,7 @@ def load_traces(folder: Path) -> list[Trace]:
 
 def main(args: Sequence[str]) -> None:
     """The command line."""
-    cfg = cli.parse_preset(PRESETS, DEFAULT, "python -m experiments.synthesize", args)
+    cfg = parse_run(PRESETS, "python -m experiments.synthesize", args)
     initialize(cfg.cluster, cfg.mesh.num_devices)
     run = RunFolder(cfg.folder, cfg, free=FREE_FIELDS)
     if not run.is_done("data"):

@@ -103,6 +103,23 @@ def on_main(action: Callable[[], None]) -> None:
         raise error
 
 
+def from_main(make: Callable[[], list[float]], count: int) -> list[float]:
+    """`count` numbers that process 0 makes, in every process.
+
+    Raises:
+        ValueError: as `on_main`.
+    """
+    found = [0.0] * count
+
+    def action() -> None:
+        found[:] = make()
+
+    on_main(action)
+    if jax.process_count() == 1:
+        return found
+    return multihost_utils.broadcast_one_to_all(np.array(found)).tolist()
+
+
 def any_process(flag: bool) -> bool:
     """Whether `flag` holds in any process. All of them must ask."""
     if jax.process_count() == 1:

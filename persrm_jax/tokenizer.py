@@ -19,6 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 # transformers says on import that it finds no PyTorch, which we do not use.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 from transformers import PreTrainedTokenizerFast  # noqa: E402
+from transformers.convert_slow_tokenizer import bytes_to_unicode  # noqa: E402
 
 from persrm_jax.jsonl import write_text
 
@@ -115,6 +116,23 @@ class Tokenizer:
         """The text of `ids` without special tokens."""
         row = np.asarray(ids).tolist()
         return self._fast.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def token_bytes(self) -> list[bytes]:
+        """What each id spells; special tokens spell nothing."""
+        added = self._fast.added_tokens_decoder
+        special = {*self._special.values()}
+        by_bytes = isinstance(self._fast.backend_tokenizer.decoder, decoders.ByteLevel)
+        byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+
+        def spelling(i: int, token: str) -> bytes:
+            if i in special:
+                return b""
+            if i in added or not by_bytes:
+                return self._fast.decode([i]).encode() if i not in added else token.encode()
+            return bytes(byte_of[letter] for letter in token)
+
+        tokens = self._fast.convert_ids_to_tokens(list(range(self.vocab_size)))
+        return [spelling(i, token) for i, token in enumerate(tokens)]
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":

@@ -128,3 +128,5 @@ class Rollout(NamedTuple):
     groups: Groups
     logprobs: Float[Any, "P G T"]
     """The sampler's own, of the temperature-scaled, untruncated softmax."""
+    forced: Bool[Any, "P G T"]
+    """Tokens that were not drawn but put there, so that nothing is learnt from them."""

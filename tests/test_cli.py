@@ -1,12 +1,14 @@
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import get_args
 
 import pytest
 
-from experiments.presets import DEFAULT, PRESETS, RunConfig
+from experiments.presets import DEFAULT, PRESETS, RunConfig, Variant, parse_run
 from persrm_jax import cli
+from persrm_jax.rl import advantages, losses
 from persrm_jax.sharding import MeshShape
 
 
@@ -45,6 +47,24 @@ def test_the_first_word_picks_the_preset() -> None:
     assert _parse("--steps", "4") == Config("small", steps=4)
     assert _parse("large", "--loss.clip-high", "0.28") == Config("large", 9, loss=Inner(0.28))
     assert _parse("large", "--loss.clip_high=0.1").loss == Inner(0.1)
+
+
+@pytest.mark.parametrize("name", get_args(Variant))
+def test_a_variant_sets_what_flags_then_override(name: str) -> None:
+    cfg = parse_run(PRESETS, "prog", ["tiny", "--variant", name, "--loss.clip-low", "0.11"])
+    assert cfg.variant == name and cfg.preset == "tiny"
+    assert cfg.loss == replace(losses.VARIANTS[name], clip_low=0.11)
+    assert cfg.rft.advantage == advantages.VARIANTS[name]
+    assert cfg.rft.prompts == PRESETS["tiny"].rft.prompts
+    assert (cfg.rft.max_rollouts > 1) == cfg.rft.drop_flat == (name == "dapo")
+    assert cfg.rft.reward.margin == PRESETS["tiny"].rft.reward.margin
+    assert parse_run(PRESETS, "prog", [f"--variant={name}"]).variant == name
+
+
+def test_an_unknown_variant_is_refused_by_name() -> None:
+    for words in (["--variant", "ppo"], ["--variant=ppo"], ["--variant"]):
+        with pytest.raises(ValueError, match="--variant .*: must be one of grpo, dr_grpo, dapo"):
+            parse_run(PRESETS, "prog", words)
 
 
 def test_every_preset_of_the_experiments_parses() -> None:

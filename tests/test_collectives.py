@@ -17,7 +17,7 @@ from persrm_jax.rl.losses import LossConfig
 from persrm_jax.sampling import SamplingConfig
 from persrm_jax.sharding import MeshShape, make_mesh
 from persrm_jax.training.plan import Job, program
-from persrm_jax.training.rft import RftConfig
+from persrm_jax.training.rft_config import RftConfig
 from persrm_jax.training.sft import SftConfig
 
 # Sizes that no parameter has, so that a shape tells where it comes from.

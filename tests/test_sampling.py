@@ -14,7 +14,14 @@ from persrm_jax.models.config import ComputeConfig
 from persrm_jax.models.decoder import forward, vocab_weight
 from persrm_jax.models.logprobs import token_logprobs
 from persrm_jax.models.params import Params, param_shardings
-from persrm_jax.sampling import Completions, Generate, SamplingConfig, make_generate, sequence_keys
+from persrm_jax.sampling import (
+    Completions,
+    Ending,
+    Generate,
+    SamplingConfig,
+    make_generate,
+    sequence_keys,
+)
 from persrm_jax.sharding import MeshShape, batch_sharding, make_mesh
 from persrm_jax.types import Batch
 
@@ -47,7 +54,7 @@ def keys() -> jax.Array:
 @pytest.fixture(scope="module")
 def generate() -> Generate:
     return make_generate(
-        CFG, SamplingConfig(T, TEMPERATURE), end_ids=END_IDS, pad_id=PAD, num_samples=G
+        CFG, SamplingConfig(T, TEMPERATURE), ending=Ending(END_IDS, PAD), num_samples=G
     )
 
 
@@ -84,7 +91,7 @@ def test_greedy_equals_repeated_full_forward(
     tokens, mask = prompts
     naive = [naive_greedy(params, row[keep]) for row, keep in zip(tokens, mask, strict=True)]
     ends = (naive[0][0][3], naive[5][0][0])
-    greedy = make_generate(CFG, SamplingConfig(T, 0.0), end_ids=ends, pad_id=PAD)
+    greedy = make_generate(CFG, SamplingConfig(T, 0.0), ending=Ending(ends, PAD))
 
     out = jax.device_get(greedy(params, tokens, mask, sequence_keys(jax.random.key(0), B)))
 
@@ -206,7 +213,7 @@ def test_frequencies_of_the_first_token_are_the_softmax(
     tokens, mask = (x[S - 1 : S] for x in prompts)
     assert mask.all()
     one = make_generate(
-        CFG, SamplingConfig(1, TEMPERATURE), end_ids=(PAD,), pad_id=PAD, num_samples=num
+        CFG, SamplingConfig(1, TEMPERATURE), ending=Ending((PAD,), PAD), num_samples=num
     )
     out = one(params, tokens, mask, sequence_keys(jax.random.key(11), num))
     counts = np.bincount(np.asarray(out.tokens)[:, 0], minlength=CFG.vocab_size)
@@ -239,7 +246,7 @@ def test_decoding_ends_when_all_rows_have(
 
     monkeypatch.setattr(sampling, "decode_step", counted)
     ends = tuple(range(1, CFG.vocab_size, 2))  # every other token
-    quick = make_generate(CFG, SamplingConfig(40), end_ids=ends, pad_id=PAD)
+    quick = make_generate(CFG, SamplingConfig(40), ending=Ending(ends, PAD))
     out = quick(params, *prompts, sequence_keys(jax.random.key(5), B))
     longest = int(out.mask.sum(axis=1).max())
     jax.effects_barrier()
@@ -250,7 +257,7 @@ def test_decoding_ends_when_all_rows_have(
 def test_it_is_compiled_once_for_a_shape_and_never_for_a_token(
     params: Params, prompts: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    generate: Any = make_generate(CFG, SamplingConfig(T), end_ids=END_IDS, pad_id=PAD)
+    generate: Any = make_generate(CFG, SamplingConfig(T), ending=Ending(END_IDS, PAD))
     tokens, mask = prompts
     for seed in range(3):
         generate(
@@ -270,7 +277,7 @@ def test_the_cache_is_updated_in_place() -> None:
 
     def temporaries(length: int, num_new: int) -> int:
         generate: Any = make_generate(
-            CFG, SamplingConfig(num_new), end_ids=END_IDS, pad_id=PAD, num_samples=group
+            CFG, SamplingConfig(num_new), ending=Ending(END_IDS, PAD), num_samples=group
         )
         prompts = [jax.ShapeDtypeStruct((num_prompts, length), t) for t in ("int32", "bool")]
         return generate.lower(params, *prompts, keys).compile().memory_analysis().temp_size_in_bytes

@@ -3,12 +3,15 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from persrm_jax.types import Order, Pair, Verdict
 
 Messages = tuple[dict[str, str], ...]
+Answer = Literal["scores", "verdict", "score"]
+BOTH_ORDERS: tuple[Order, Order] = ("AB", "BA")
 
 
 @dataclass(frozen=True)
@@ -17,67 +20,110 @@ class PromptConfig:
 
     template: Literal["full", "compact"] = "full"
     """`full` instructs a pretrained model; `compact` is for models trained from scratch."""
-    answer: Literal["scores", "verdict"] = "scores"
-    """`scores`: {"A": 7.5, "B": 3}, in [0, 10]; `verdict`: [[A]] or [[B]], as RM-R1 has it."""
+    answer: Answer = "scores"
+    """`scores`: {"A": 7.5, "B": 3}, in [0, 10]; `verdict`: [[A]] or [[B]], as RM-R1 has it;
+    `score`: one candidate alone, {"score": 7.5} (pointwise)."""
+    think: bool = True
+    """Whether the judge reasons before it answers."""
     max_tokens: int = 4096
     """Longest prompt, in tokens."""
+
+    @property
+    def questions_a_pair(self) -> int:
+        """Prompts that a judgement of a pair takes: one for both candidates, or one for each."""
+        return 2 if self.answer == "score" else 1
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A parsed answer; scores are None in the `verdict` format."""
+    """A parsed answer; scores are None in the `verdict` format. Of a candidate shown alone it is
+    `score_a`, without a verdict."""
 
-    verdict: Verdict
+    verdict: Verdict | None
     score_a: float | None = None
     score_b: float | None = None
 
 
-_FULL = """\
-You judge how well two candidate texts fit one person. Below are examples of that person's own \
-writing, then candidate A and candidate B. Attend to how the person writes: diction, syntax, \
-rhythm, structure, tone, punctuation. What a text is about does not count.
+def compare(a: Judgement | None, b: Judgement | None) -> Judgement | None:
+    """The judgement of two candidates that were each shown alone; None without either's."""
+    if a is None or b is None:
+        return None
+    return _of_scores(a.score_a, b.score_a)
+
+
+def _of_scores(a: float | None, b: float | None) -> Judgement:
+    assert a is not None and b is not None
+    return Judgement("tie" if a == b else "A" if a > b else "B", a, b)
+
+
+def questions(pairs: Sequence[Pair], cfg: PromptConfig) -> list[tuple[Pair, Order]]:
+    """What a judge is asked to judge pairs once: each in its own order; or of each the chosen
+    text, then the rejected one, alone (an order's first candidate)."""
+    if cfg.answer == "score":
+        return [(pair, order) for pair in pairs for order in BOTH_ORDERS]
+    return [(pair, pair.order) for pair in pairs]
+
+
+_INTRODUCTION = """\
+You judge how well {what} fit{s} one person. Below are examples of that person's own writing, then \
+{shown}. Attend to how the person writes: diction, syntax, rhythm, structure, tone, punctuation. \
+What a text is about does not count.
 
 {task}{exemplars}
 
-[Candidate A]
-{a}
+{candidates}
 
-[Candidate B]
-{b}
-
-First reason between <think> and </think> about the person's habits and about how far each \
-candidate shares them. Then {answer}"""
+{instruction}"""
+_REASON = """\
+First reason between <think> and </think> about the person's habits and about how far {each} \
+shares them. Then {answer}"""
 _ANSWER = {
     "scores": 'score both from 0 to 10, exactly in this form: <answer>{"A": 7.5, "B": 3}</answer>',
     "verdict": "name the better one, exactly in this form: <answer>[[A]]</answer> or "
     "<answer>[[B]]</answer>",
+    "score": 'score it from 0 to 10, exactly in this form: <answer>{"score": 7.5}</answer>',
 }
+THINK_END = "</think>"
+CLOSING = f"\n{THINK_END}\n<answer>"
+"""What closes reasoning by force."""
 
 
 def judge_messages(pair: Pair, order: Order, cfg: PromptConfig) -> Messages:
     """The chat that asks for a judgement of `pair`, its candidates shown in `order`."""
-    a, b = pair.candidates(order)
+    texts, alone = pair.candidates(order), cfg.answer == "score"
+    named = [("text", texts[0])] if alone else [("A", texts[0]), ("B", texts[1])]
     if cfg.template == "compact":
-        lines = [*(f"person: {text}" for text in pair.exemplars), f"A: {a}", f"B: {b}"]
+        lines = [*(f"person: {t}" for t in pair.exemplars), *(f"{n}: {t}" for n, t in named)]
         return ({"role": "user", "content": "\n".join(lines)},)
     exemplars = "\n\n".join(f"[Example {i}]\n{t}" for i, t in enumerate(pair.exemplars, start=1))
-    content = _FULL.format(
+    answer = _ANSWER[cfg.answer]
+    reason = _REASON.format(each="the candidate" if alone else "each candidate", answer=answer)
+    content = _INTRODUCTION.format(
+        what="a candidate text" if alone else "two candidate texts",
+        s="s" if alone else "",
+        shown="the candidate" if alone else "candidate A and candidate B",
         task=f"[The texts answer or continue]\n{pair.prompt}\n\n" if pair.prompt else "",
         exemplars=exemplars or "[No examples are known]",
-        a=a,
-        b=b,
-        answer=_ANSWER[cfg.answer],
+        candidates="\n\n".join(
+            f"[Candidate]\n{text}" if alone else f"[Candidate {name}]\n{text}"
+            for name, text in named
+        ),
+        instruction=reason if cfg.think else f"{answer[0].upper()}{answer[1:]}, and nothing else.",
     )
     return ({"role": "user", "content": content},)
 
 
 def format_response(reasoning: str, judgement: Judgement, cfg: PromptConfig) -> str:
     """A completion in the output grammar; `parse_judgement` reads it back."""
-    if cfg.answer == "scores":
-        answer = f'{{"A": {_number(judgement.score_a)}, "B": {_number(judgement.score_b)}}}'
-    else:
-        answer = f"[[{judgement.verdict}]]"
-    return f"<think>\n{reasoning}\n</think>\n<answer>{answer}</answer>"
+    match cfg.answer:
+        case "scores":
+            answer = f'{{"A": {_number(judgement.score_a)}, "B": {_number(judgement.score_b)}}}'
+        case "score":
+            answer = f'{{"score": {_number(judgement.score_a)}}}'
+        case "verdict":
+            answer = f"[[{judgement.verdict}]]"
+    answer = f"<answer>{answer}</answer>"
+    return f"<think>\n{reasoning}\n</think>\n{answer}" if cfg.think else answer
 
 
 def _number(score: float | None) -> str:
@@ -85,38 +131,46 @@ def _number(score: float | None) -> str:
     return repr(score).removesuffix(".0")
 
 
-_GRAMMAR = re.compile(r"\s*<think>(.*)</think>\s*<answer>(.*)</answer>\s*", re.DOTALL)
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_ANSWERED = r"\s*<answer>(.*)</answer>\s*"
+_GRAMMAR = {
+    True: re.compile(r"\s*<think>.*</think>" + _ANSWERED, re.DOTALL),
+    False: re.compile(_ANSWERED, re.DOTALL),
+}
+_THINK_TAGS, _ANSWER_TAGS = ("<think>", THINK_END), ("<answer>", "</answer>")
 
 
 def parse_judgement(completion: str, cfg: PromptConfig) -> Judgement | None:
-    """Reads exactly one answer after exactly one closed reasoning; None for anything else."""
+    """Reads exactly one answer after exactly one closed reasoning (without `cfg.think`, after
+    none); None for anything else."""
     # Counted first: many tags would make the match quadratic.
-    if any(completion.count(tag) != 1 for tag in _TAGS):
+    if any(completion.count(tag) != 1 for tag in _ANSWER_TAGS):
         return None
-    if (match := _GRAMMAR.fullmatch(completion)) is None:
+    if any(completion.count(tag) != cfg.think for tag in _THINK_TAGS):
         return None
-    answer = match.group(2).strip()
+    if (match := _GRAMMAR[cfg.think].fullmatch(completion)) is None:
+        return None
+    answer = match.group(1).strip()
     if cfg.answer == "verdict":
         return {"[[A]]": Judgement("A"), "[[B]]": Judgement("B")}.get(answer)
-    scores = _parse_scores(answer)
+    names = ["score"] if cfg.answer == "score" else ["A", "B"]
+    scores = _parse_scores(answer, names)
     if scores is None:
         return None
-    a, b = scores
-    return Judgement("tie" if a == b else "A" if a > b else "B", a, b)
+    return Judgement(None, *scores) if cfg.answer == "score" else _of_scores(*scores)
 
 
-def _parse_scores(answer: str) -> tuple[float, float] | None:
+def _parse_scores(answer: str, names: list[str]) -> list[float] | None:
+    """The scores of `names`, and of nothing else."""
     try:
         fields = json.loads(answer, object_pairs_hook=list, parse_int=float)
     except (ValueError, RecursionError):
         return None
     if not isinstance(fields, list) or not all(isinstance(f, tuple) for f in fields):
         return None
-    if sorted(str(name) for name, _ in fields) != ["A", "B"]:
+    if sorted(str(name) for name, _ in fields) != names:
         return None
     scores: dict[str, Any] = dict(fields)
     for score in scores.values():
         if not isinstance(score, float) or not math.isfinite(score) or not 0 <= score <= 10:
             return None
-    return scores["A"], scores["B"]
+    return [scores[name] for name in names]

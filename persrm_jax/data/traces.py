@@ -5,13 +5,20 @@ person is low, medium or high in it and which candidate is nearer, and scores by
 model, no network; a stronger teacher's traces have the same record.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from persrm_jax.data.facts import LEVELS, Yardstick, fit_yardstick, measure
-from persrm_jax.data.prompts import Judgement, PromptConfig, format_response, judge_messages
+from persrm_jax.data.prompts import (
+    Judgement,
+    PromptConfig,
+    compare,
+    format_response,
+    judge_messages,
+    questions,
+)
 from persrm_jax.types import Document, Order, Pair, Trace, Verdict, right_verdict
 
 
@@ -32,6 +39,10 @@ def fit_teacher(documents: Sequence[Document], authors: set[str], cfg: TeacherCo
 _LINES = {
     "full": "{}: the person {}, A {}, B {}; nearer: {}",
     "compact": "{}: {} {} {} {}",
+}
+_ALONE = {
+    "full": "{}: the person {}, the candidate {}",
+    "compact": "{}: {} {}",
 }
 
 
@@ -58,20 +69,44 @@ def judge_by_facts(
     return "\n".join(lines), Judgement(verdict, score_a, score_b)
 
 
+def score_by_facts(
+    yardstick: Yardstick, exemplars: Sequence[str], text: str, cfg: PromptConfig
+) -> tuple[str, Judgement]:
+    """The teacher's reasoning about one candidate, and its score: 10 times the mean agreement, 1
+    where the level is the person's, 0.5 beside it, 0 beyond."""
+    line = _ALONE[cfg.template]
+    person = yardstick.levels(np.mean([measure(text) for text in exemplars], axis=0))
+    levels = yardstick.levels(measure(text))
+    named = zip(yardstick.names, person, levels, strict=True)
+    lines = [line.format(name, LEVELS[p], LEVELS[level]) for name, p, level in named]
+    score = round(10 * float(np.mean(1 - np.abs(levels - person) / 2)), 1)
+    return "\n".join(lines), Judgement(None, score)
+
+
 def make_trace(pair: Pair, order: Order, yardstick: Yardstick, cfg: PromptConfig) -> Trace:
-    """The teacher's answer to `pair`, right or wrong."""
-    reasoning, judgement = judge_by_facts(yardstick, pair.exemplars, *pair.candidates(order), cfg)
+    """The teacher's answer to `pair`, right or wrong. Of a candidate shown alone the verdict is the
+    teacher's on the pair."""
+    a, b = pair.candidates(order)
+    if cfg.answer == "score":
+        reasoning, judgement = score_by_facts(yardstick, pair.exemplars, a, cfg)
+        other = score_by_facts(yardstick, pair.exemplars, b, cfg)[1]
+        whole = compare(judgement, other)
+    else:
+        reasoning, judgement = judge_by_facts(yardstick, pair.exemplars, a, b, cfg)
+        whole = judgement
+    assert whole is not None and whole.verdict is not None
     return Trace(
         pair_id=pair.pair_id,
         order=order,
         messages=judge_messages(pair, order, cfg),
         response=format_response(reasoning, judgement, cfg),
         teacher="stylometric",
-        verdict=judgement.verdict,
+        verdict=whole.verdict,
     )
 
 
-def make_traces(pairs: Iterable[Pair], yardstick: Yardstick, cfg: PromptConfig) -> list[Trace]:
-    """A trace for each pair in its own order; those whose verdict is wrong or a tie are dropped."""
-    traces = (make_trace(pair, pair.order, yardstick, cfg) for pair in pairs)
+def make_traces(pairs: Sequence[Pair], yardstick: Yardstick, cfg: PromptConfig) -> list[Trace]:
+    """A trace for each question about each pair; those whose verdict is wrong or a tie are
+    dropped."""
+    traces = (make_trace(*question, yardstick, cfg) for question in questions(pairs, cfg))
     return [trace for trace in traces if trace.verdict == right_verdict(trace.order)]

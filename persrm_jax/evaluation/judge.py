@@ -7,17 +7,21 @@ import jax
 from jax.sharding import Mesh
 
 from persrm_jax.data.batches import bucketed, encode_pairs, left_pad
-from persrm_jax.data.prompts import PromptConfig, parse_judgement
+from persrm_jax.data.prompts import (
+    BOTH_ORDERS,
+    Judgement,
+    PromptConfig,
+    compare,
+    parse_judgement,
+)
 from persrm_jax.distributed import fetch, place
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.params import Params
-from persrm_jax.rl.rollout import completion_texts
+from persrm_jax.rl.rollout import completion_texts, judge_ending
 from persrm_jax.sampling import SamplingConfig, make_generate, sequence_keys
 from persrm_jax.sharding import batch_sharding
 from persrm_jax.tokenizer import Tokenizer
 from persrm_jax.types import Order, Pair, Prediction
-
-ORDERS: tuple[Order, Order] = ("AB", "BA")
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,7 @@ def make_judge(
     generate = make_generate(
         model,
         cfg.sampling,
-        end_ids=tokenizer.end_ids,
-        pad_id=tokenizer.pad_id,
+        ending=judge_ending(cfg.sampling, tokenizer, prompt),
         compute=compute,
     )
     sharding = batch_sharding(mesh)
@@ -65,12 +68,12 @@ def make_judge(
     def judge(
         params: Params, pairs: Sequence[Pair], condition: str, label: str
     ) -> list[Prediction]:
-        asked = [(pair, order) for pair in pairs for order in ORDERS]
+        asked = [(pair, order) for pair in pairs for order in BOTH_ORDERS]
         prompts = encode_pairs([p for p, _ in asked], [o for _, o in asked], tokenizer, prompt)
         # Prompts of like length share a batch, so that little is padding.
         by_length = sorted(range(len(asked)), key=lambda i: len(prompts[i]))
         keys = sequence_keys(jax.random.key(seed), len(asked))
-        found: dict[int, Prediction] = {}
+        answers: dict[int, tuple[str, int]] = {}
         for begin in range(0, len(asked), cfg.batch_size):
             rows = by_length[begin : begin + cfg.batch_size]
             # The last batch is filled up, so that it compiles nothing new.
@@ -80,16 +83,26 @@ def make_judge(
             inputs = place((tokens, mask, keys[jax.numpy.array(filled)]), sharding)
             out = fetch(generate(params, *inputs))
             texts = completion_texts(out.tokens, out.mask, tokenizer)
-            for i, text, length in zip(rows, texts, out.mask.sum(axis=1), strict=False):
-                pair, order = asked[i]
-                found[i] = _predict(text, int(length), pair, order, condition, label)
+            lengths = out.mask.sum(axis=1).tolist()
+            answers |= zip(rows, zip(texts, lengths, strict=True), strict=False)
             advance(len(rows))
-        return [found[i] for i in range(len(asked))]
+        parsed = [parse_judgement(answers[i][0], prompt) for i in range(len(asked))]
+        if prompt.answer == "score":  # an order's neighbour shows the pair's other text
+            parsed = [compare(parsed[i], parsed[i ^ 1]) for i in range(len(asked))]
+        return [
+            _predict(judgement, *answers[i], *asked[i], condition, label)
+            for i, judgement in enumerate(parsed)
+        ]
 
     def _predict(
-        text: str, length: int, pair: Pair, order: Order, condition: str, label: str
+        judgement: Judgement | None,
+        text: str,
+        length: int,
+        pair: Pair,
+        order: Order,
+        condition: str,
+        label: str,
     ) -> Prediction:
-        judgement = parse_judgement(text, prompt)
         return Prediction(
             pair_id=pair.pair_id,
             order=order,

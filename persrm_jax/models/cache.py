@@ -21,12 +21,15 @@ class LayerCache(NamedTuple):
 
 class KVCache(NamedTuple):
     """Layers stay apart (a tuple, not a stacked dim), so that a decode step updates each in
-    place. All rows fill the same slot at the same step."""
+    place. All rows fill the same slot at the same step, around a ring of T; how many of the last
+    slots are a row's own is its `lengths`, so that a row may begin anew at any step."""
 
     layers: tuple[LayerCache, ...]
     prompt_mask: Bool[Array, "P S"]
+    lengths: Int[Array, " B"]
+    """Tokens of each row's completion that are in its cache. -1: the next token read is none."""
     next_slot: Int[Array, ""]
-    """The completions' next."""
+    """0 to T - 1."""
 
 
 def init_cache(
@@ -48,7 +51,8 @@ def init_cache(
         return LayerCache(place(k.swapaxes(1, 2)), place(v.swapaxes(1, 2)), place(own), place(own))
 
     layers = tuple(layer(k, v) for k, v in zip(keys, values, strict=True))
-    return KVCache(layers, mask, jnp.zeros((), jnp.int32))
+    lengths = jnp.zeros(P * num_samples, jnp.int32)
+    return KVCache(layers, mask, lengths, jnp.zeros((), jnp.int32))
 
 
 def update_layer(
@@ -70,13 +74,13 @@ def cached_attention(
     q: Float[Array, "B 1 N H"],
     layer: LayerCache,
     prompt_mask: Bool[Array, "P S"],
-    slot: Int[Array, ""],
+    own_mask: Bool[Array, "B T"],
 ) -> Float[Array, "B 1 N H"]:
-    """One query token a row against its prompt and its own tokens up to `slot`, in one softmax in
-    float32. The queries of a group are multiplied with their prompt together, which reads it
+    """One query token a row against its prompt and its own tokens, in one softmax in float32. The
+    queries of a group are multiplied with their prompt together, which reads it
     once. (The library's attention would want a copy of the prompt for each.)"""
     B, _, N, H = q.shape
-    (P, K, S, _), T = layer.prompt_keys.shape, layer.keys.shape[2]
+    P, K, S, _ = layer.prompt_keys.shape
     G, n = B // P, N // K
     own = q.reshape(B, K, n, H)
     together = own.reshape(P, G, K, n, H).swapaxes(1, 2).reshape(P, K, G * n, H)
@@ -89,7 +93,7 @@ def cached_attention(
     )
     scores = jnp.where(prompt_mask[:, None, None, :], scores, -1e30)
     mine = jnp.einsum("BKnH,BKTH->BKnT", own, layer.keys, preferred_element_type=jnp.float32)
-    mine = jnp.where(jnp.arange(T) <= slot, mine, -1e30)
+    mine = jnp.where(own_mask[:, None, None, :], mine, -1e30)
     weights = jnp.concatenate([apart(scores), mine], axis=3) * H**-0.5
     weights = jax.nn.softmax(weights, axis=-1).astype(layer.values.dtype)
     shared, mine = weights[..., :S], weights[..., S:]

@@ -190,8 +190,11 @@ def decode_step(
     """Reads one token a row at the cache's next slot. `layers` are `params["layers"]` unstacked
     (`unstack_layers`): taking them apart at every token would copy the weights."""
     slot, num_samples = cache.next_slot, tokens.shape[0] // cache.prompt_mask.shape[0]
-    lengths = jnp.repeat(jnp.sum(cache.prompt_mask, axis=1), num_samples)
-    rope = rotation(cfg, (lengths + slot)[:, None])
+    prompt_lengths = jnp.repeat(jnp.sum(cache.prompt_mask, axis=1), num_samples)
+    rope = rotation(cfg, (prompt_lengths + cache.lengths)[:, None])
+    num_slots = cache.layers[0].keys.shape[2]
+    ages = (slot - jnp.arange(num_slots)) % num_slots
+    own_mask = ages <= cache.lengths[:, None]
     h = embed(params, tokens[:, None], compute.dtype)
     has_rope = cfg.rope_layers or (True,) * cfg.num_layers
     updated = []
@@ -201,12 +204,13 @@ def decode_step(
             q: jax.Array, k: jax.Array, v: jax.Array, old: LayerCache = old
         ) -> tuple[jax.Array, LayerCache]:
             new = update_layer(old, k, v, slot)
-            return cached_attention(q, new, cache.prompt_mask, slot), new
+            return cached_attention(q, new, cache.prompt_mask, own_mask), new
 
         h, new = block(cfg, layer, h, rotation_of_layer(rope, rotates), attend)
         updated.append(new)
     h = rms_norm(h[:, 0], params["final_norm"]["scale"].astype(h.dtype), cfg.norm_eps)
-    return h, cache._replace(layers=tuple(updated), next_slot=slot + 1)
+    slot = (slot + 1) % num_slots
+    return h, KVCache(tuple(updated), cache.prompt_mask, cache.lengths + 1, slot)
 
 
 def unstack_layers(params: Params, cfg: ModelConfig) -> list[Params]:

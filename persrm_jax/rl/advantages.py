@@ -24,11 +24,13 @@ class AdvantageConfig:
 def group_relative(
     rewards: Float[Array, " B"], group_size: int, cfg: AdvantageConfig
 ) -> Float[Array, " B"]:
-    """Advantages of rows that are grouped by prompt."""
+    """Advantages of rows that are grouped by prompt. A reward of NaN, of a row that has none, gives
+    0, and its group's others are compared without it."""
     group_ids = jnp.arange(rewards.shape[0]) // group_size
     return group_advantage(
         rewards,
         group_ids,
+        ~jnp.isnan(rewards),
         baseline=cfg.baseline,
         scale_by_std=cfg.scale == "std",
         eps=cfg.eps,
@@ -44,9 +46,3 @@ VARIANTS = {
     "rloo": AdvantageConfig(baseline="leave_one_out", scale="none"),
 }
 """The family's advantages by name (their losses are `rl.losses.VARIANTS`)."""
-
-
-def varied_groups(rewards: Float[Array, " B"], group_size: int) -> Float[Array, ""]:
-    """Share of groups whose rewards are not all equal: the others give no policy gradient."""
-    groups = rewards.reshape(-1, group_size)
-    return jnp.mean((groups.max(axis=1) > groups.min(axis=1)).astype(jnp.float32))

@@ -113,15 +113,16 @@ def token_weights(
 ) -> Float[Array, "B T"]:
     """Weights under which a sum over tokens is the batch's loss; `totals` are the whole batch's. A
     completion without tokens counts as 0."""
+    sequences = jnp.maximum(totals.sequences, 1)
     match aggregate:
         case "sequence_mean":
-            per_row = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1) * totals.sequences
+            per_row = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1) * sequences
         case "token_mean":
             per_row = jnp.maximum(totals.tokens, 1)
         case "constant":
-            per_row = totals.sequences * mask.shape[1]
+            per_row = sequences * mask.shape[1]
         case "sequence_sum":
-            per_row = totals.sequences
+            per_row = sequences
     return mask / per_row
 
 

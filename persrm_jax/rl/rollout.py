@@ -1,4 +1,4 @@
-"""Prompts x G completions -> a Rollout, its judgements and its rewards."""
+"""Questions x G completions -> a rollout, and what its texts are worth."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,28 +6,58 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Bool, Float
 
 from persrm_jax.data.batches import encode_pairs, left_pad
-from persrm_jax.data.prompts import Judgement, PromptConfig, parse_judgement
+from persrm_jax.data.prompts import CLOSING, THINK_END, PromptConfig, parse_judgement
 from persrm_jax.distributed import fetch, place
 from persrm_jax.models.params import Params
-from persrm_jax.rl.rewards import RewardConfig, reward
-from persrm_jax.sampling import Generate, sequence_keys
+from persrm_jax.rl.own_reward import OwnReward
+from persrm_jax.rl.rewards import CompletionRecord, RewardConfig, credit, score
+from persrm_jax.sampling import Ending, Generate, SamplingConfig, make_ending, sequence_keys
 from persrm_jax.sharding import batch_sharding
 from persrm_jax.tokenizer import Tokenizer
-from persrm_jax.types import Groups, Pair, Rollout, right_verdict
+from persrm_jax.types import Groups, Order, Pair, Rollout
 
 
 @dataclass(frozen=True)
 class JudgedRollout:
-    """A rollout with what its texts say, B = P * G of them, grouped by pair."""
+    """A rollout with what its texts say, B = P * G of them, grouped by question."""
 
     rollout: Rollout
-    completions: list[str]
-    judgements: list[Judgement | None]
-    rewards: np.ndarray
-    correct: np.ndarray
-    """Credit of each verdict: 1 right, 0.5 tie, 0 wrong or unparsed."""
+    records: list[CompletionRecord]
+    components: dict[str, Float[np.ndarray, " B"]]
+    """Of the reward, unweighted."""
+    rewards: Float[np.ndarray, " B"]
+    """NaN where a function of the user's own gave none."""
+
+    @property
+    def group_size(self) -> int:
+        """G."""
+        return self.rollout.groups.tokens.shape[1]
+
+    @property
+    def correct(self) -> Float[np.ndarray, " B"]:
+        """Credit of each verdict: 1 right, 0.5 tie, 0 wrong or unparsed."""
+        return np.array([credit(record) for record in self.records], np.float32)
+
+    @property
+    def varied(self) -> Bool[np.ndarray, " P"]:
+        """Groups whose rewards are not all equal: the others give no policy gradient."""
+        groups = self.rewards.reshape(-1, self.group_size)
+        low = np.where(np.isnan(groups), np.inf, groups).min(axis=1)
+        return np.where(np.isnan(groups), -np.inf, groups).max(axis=1) > low
+
+
+def judge_ending(sampling: SamplingConfig, tokenizer: Tokenizer, prompt: PromptConfig) -> Ending:
+    """What ends a judge's completions.
+
+    Raises:
+        ValueError: reasoning is to be closed by force where there is none.
+    """
+    if sampling.answer_tokens and not prompt.think:
+        raise ValueError("answer-tokens closes reasoning, and --prompt.no-think has none")
+    return make_ending(sampling, tokenizer, closed_by=THINK_END, closing=CLOSING)
 
 
 def completion_texts(tokens: np.ndarray, mask: np.ndarray, tokenizer: Tokenizer) -> list[str]:
@@ -38,35 +68,86 @@ def completion_texts(tokens: np.ndarray, mask: np.ndarray, tokenizer: Tokenizer)
 def roll_out(
     params: Params,
     generate: Generate,
-    pairs: Sequence[Pair],
+    asked: Sequence[tuple[Pair, Order]],
     group_size: int,
     key: jax.Array,
     *,
     tokenizer: Tokenizer,
     prompt: PromptConfig,
-    reward_cfg: RewardConfig,
     prompt_length: int,
     mesh: Mesh,
-) -> JudgedRollout:
-    """Samples `group_size` judgements of each pair, in the pair's own order, and rewards them."""
-    orders = [pair.order for pair in pairs]
+) -> Rollout:
+    """Samples `group_size` answers to each question, as NumPy arrays."""
+    pairs, orders = zip(*asked, strict=True)
     ids = encode_pairs(pairs, orders, tokenizer, prompt)
     tokens, mask = left_pad(ids, tokenizer.pad_id, prompt_length)
-    keys = sequence_keys(key, len(pairs) * group_size)
+    keys = sequence_keys(key, len(asked) * group_size)
     sharding = batch_sharding(mesh)
     out = fetch(generate(params, *place((tokens, mask, keys), sharding)))
-    texts = completion_texts(out.tokens, out.mask, tokenizer)
+    sampled, mask_, logprobs, forced = (x.reshape(len(asked), group_size, -1) for x in out)
+    return Rollout(Groups(tokens, mask, sampled, mask_), logprobs, forced)
+
+
+def judge_rollout(
+    rollout: Rollout,
+    asked: Sequence[tuple[Pair, Order]],
+    *,
+    tokenizer: Tokenizer,
+    prompt: PromptConfig,
+    reward: RewardConfig,
+    own: OwnReward | None = None,
+) -> JudgedRollout:
+    """Reads and rewards a rollout's texts.
+
+    Args:
+        own: the function that `reward.own` names.
+    """
+    _, _, tokens, mask = rollout.groups
+    G, T = tokens.shape[1:]
+    lengths = mask.sum(axis=2).ravel()
+    tokens, mask = tokens.reshape(-1, T), mask.reshape(-1, T)
+    last = tokens[np.arange(len(lengths)), lengths - 1]
+    truncated = ~np.isin(last, tokenizer.end_ids)
+    texts = completion_texts(tokens, mask, tokenizer)
     judgements = [parse_judgement(text, prompt) for text in texts]
-    sides = [order for order in orders for _ in range(group_size)]
-    rewards = [reward(j, side, reward_cfg) for j, side in zip(judgements, sides, strict=True)]
-    credit = [
-        0.0 if j is None else 0.5 if j.verdict == "tie" else float(j.verdict == right_verdict(side))
-        for j, side in zip(judgements, sides, strict=True)
+    scores = [None if j is None else j.score_a for j in judgements]
+    records = []
+    for row, text in enumerate(texts):
+        question = row // G
+        pair, order = asked[question]
+        rivals: list[float | None] = []
+        if prompt.answer == "score":  # its pair's other text is the neighbouring question
+            other = (question ^ 1) * G
+            rivals = scores[other : other + G]
+        records.append(
+            CompletionRecord(
+                pair,
+                order,
+                text,
+                judgements[row],
+                num_tokens=int(lengths[row]),
+                max_tokens=T,
+                truncated=bool(truncated[row]),
+                rivals=tuple(rival for rival in rivals if rival is not None),
+            )
+        )
+    found = None if own is None else own(records, G)
+    return JudgedRollout(rollout, records, *score(records, reward, found))
+
+
+def take_groups(parts: Sequence[tuple[JudgedRollout, np.ndarray]]) -> JudgedRollout:
+    """The given groups (their numbers) of each rollout, as one."""
+    groups = [jax.tree.map(lambda x, ids=ids: x[ids], judged.rollout) for judged, ids in parts]
+    rows = [
+        (judged, (ids[:, None] * judged.group_size + np.arange(judged.group_size)).ravel())
+        for judged, ids in parts
     ]
-    sampled = (x.reshape(len(pairs), group_size, -1) for x in (out.tokens, out.mask))
-    rollout = Rollout(
-        Groups(tokens, mask, *sampled), out.logprobs.reshape(len(pairs), group_size, -1)
-    )
     return JudgedRollout(
-        rollout, texts, judgements, np.array(rewards, np.float32), np.array(credit, np.float32)
+        jax.tree.map(lambda *xs: np.concatenate(xs), *groups),
+        [judged.records[row] for judged, some in rows for row in some],
+        {
+            name: np.concatenate([judged.components[name][some] for judged, some in rows])
+            for name in parts[0][0].components
+        },
+        np.concatenate([judged.rewards[some] for judged, some in rows]),
     )

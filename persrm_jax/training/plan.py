@@ -16,9 +16,12 @@ from persrm_jax.models.flops import forward_flops, train_flops
 from persrm_jax.models.params import Params, abstract_params
 from persrm_jax.models.trainable import TrainableConfig, abstract_trained, join, trained_share
 from persrm_jax.rl.losses import LossConfig
+from persrm_jax.sampling import Ending
 from persrm_jax.sharding import batch_sharding
 from persrm_jax.training.optimizer import make_optimizer
-from persrm_jax.training.rft import RftBatch, RftConfig, make_rft_programs, rollout_flops
+from persrm_jax.training.rft_config import RftConfig, needs_reference
+from persrm_jax.training.rft_metrics import rollout_flops
+from persrm_jax.training.rft_programs import RftBatch, make_rft_programs
 from persrm_jax.training.sft import SftConfig, make_sft_program
 from persrm_jax.training.step import TrainState, abstract_state
 from persrm_jax.types import Batch, Groups
@@ -56,8 +59,8 @@ class Job:
 
     @property
     def has_reference(self) -> bool:
-        """Whether a step scores its completions under a reference."""
-        return self.loss.kl_coef > 0
+        """Whether a KL divergence needs one."""
+        return needs_reference(self.rft, self.loss)
 
     @property
     def keeps_reference(self) -> bool:
@@ -66,7 +69,8 @@ class Job:
 
     def programs(self) -> tuple[str, ...]:
         """Those that a run has."""
-        return tuple(p for p in PROGRAMS if p != "reference" or self.has_reference)
+        scores = self.has_reference or self.rft.updates_a_step > 1
+        return tuple(p for p in PROGRAMS if p != "reference" or scores)
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,7 @@ def program(name: str, job: Job, mesh: AnyMesh) -> tuple[Any, tuple[Any, ...], T
     trained = abstract_trained(job.model, job.trainable, mesh, job.compute.param_dtype)
     whole = abstract_params(job.model, mesh, job.compute.param_dtype)
     frozen = whole if job.trainable.lora_rank else _without(whole, trained)
-    stage = job.sft if name == "sft" else job.rft
-    optimizer = make_optimizer(stage.optimizer, stage.steps)
+    optimizer = make_optimizer((job.sft if name == "sft" else job.rft).optimizer, 1)
     state = abstract_state(trained, optimizer, mesh)
     if name == "sft":
         train = make_sft_program(job.model, job.compute, job.sft, job.trainable, job.loss)
@@ -130,11 +133,12 @@ def program(name: str, job: Job, mesh: AnyMesh) -> tuple[Any, tuple[Any, ...], T
         job.compute,
         job.rft,
         job.loss,
-        end_ids=(1,),
-        pad_id=0,
+        ending=Ending((1,), 0),
         trainable=job.trainable,
     )
     P, G, T = job.rft.prompts, job.rft.group_size, job.rft.sampling.max_new_tokens
+    if name == "rft":
+        P //= job.rft.mini_batches
     S = bucketed(job.prompt_tokens)
     groups = Groups(
         _array(mesh, "int32", P, S),
@@ -153,8 +157,15 @@ def program(name: str, job: Job, mesh: AnyMesh) -> tuple[Any, tuple[Any, ...], T
             return programs.score, (whole, groups), state, frozen
         case "rft":
             logprobs = _array(mesh, "float32", P, G, T)
-            ref = logprobs if job.has_reference else None
-            batch = RftBatch(groups, logprobs, ref, _array(mesh, "float32", P, G))
+            batch = RftBatch(
+                groups,
+                _array(mesh, "bool", P),
+                _array(mesh, "bool", P, G, T),
+                _array(mesh, "float32", P, G),
+                logprobs,
+                logprobs if job.has_reference else None,
+                logprobs if job.rft.updates_a_step > 1 else None,
+            )
             return programs.train, (state, batch, frozen), state, frozen
     raise AssertionError(name)
 

@@ -1,6 +1,6 @@
 """The train state, and one optimizer step made from a loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -110,7 +110,7 @@ def make_train_step(
     ) -> tuple[Params, Metrics]:
         assert count is not None
         totals = count(batch)
-        parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
+        parts = split_parts(batch, accumulate)
         keys = jax.random.split(key, accumulate)
 
         def add(
@@ -149,18 +149,32 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def _split(x: jax.Array, num_parts: int) -> jax.Array:
-    """[B, ...] -> [parts, B / parts, ...]. Each part takes every so many-th row, so that rows which
-    lie on one device stay there."""
-    return x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:]).swapaxes(0, 1)
+def split_parts(batch: Any, num_parts: int) -> Any:
+    """Arrays [B, ...] -> [parts, B / parts, ...]. Each part takes every so many-th row, so that
+    rows which lie on one device stay there."""
+
+    def one(x: jax.Array) -> jax.Array:
+        return x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(one, batch)
 
 
 def map_parts(function: Callable[[Any], jax.Array], batch: Any, num_parts: int) -> jax.Array:
     """`function(batch)`, rows in rows out, taken in parts one after the other."""
     if num_parts == 1:
         return function(batch)
-    out = jax.lax.map(function, jax.tree.map(lambda x: _split(x, num_parts), batch))
+    out = jax.lax.map(function, split_parts(batch, num_parts))
     return out.swapaxes(0, 1).reshape(-1, *out.shape[2:])
+
+
+def average(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Metrics of several updates: means, save of what ends in `max` or `min`; and a skipped update
+    counts as one."""
+    join: dict[str, Callable[..., float]] = {"max": max, "min": min, "ped": max}
+    return {
+        tag: join.get(tag[-3:], lambda xs: sum(xs) / len(xs))([part[tag] for part in parts])
+        for tag in parts[0]
+    }
 
 
 def _combine(total: Metrics, part: Metrics) -> Metrics:

@@ -10,7 +10,7 @@ from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.decoder import decode_step, forward, prefill, unstack_layers, vocab_weight
 from persrm_jax.models.logprobs import token_logprobs
 from persrm_jax.models.params import Params
-from persrm_jax.sampling import SamplingConfig, make_generate, sequence_keys
+from persrm_jax.sampling import Ending, SamplingConfig, make_generate, sequence_keys
 from persrm_jax.types import Batch
 
 B, T, P = 6, 16, 9
@@ -106,7 +106,7 @@ def _sampler_gap(
 ) -> Gap:
     """The log-probabilities that the sampler gives its own tokens, and those of training."""
     generate = make_generate(
-        cfg, SamplingConfig(T - P, temperature=0.7), end_ids=(1,), pad_id=0, compute=compute
+        cfg, SamplingConfig(T - P, temperature=0.7), ending=Ending((1,), 0), compute=compute
     )
     mask = np.arange(P) >= (np.arange(B) % 3)[:, None]
     out = generate(params, tokens[:, :P], mask, sequence_keys(jax.random.key(5), B))

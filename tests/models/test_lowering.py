@@ -10,7 +10,7 @@ from small_model import small_model
 
 from persrm_jax.models.config import SIZES, ComputeConfig
 from persrm_jax.models.params import abstract_params
-from persrm_jax.sampling import SamplingConfig, make_generate
+from persrm_jax.sampling import Ending, SamplingConfig, make_generate
 from persrm_jax.training.sft import make_sft_loss
 from persrm_jax.types import Batch
 
@@ -73,7 +73,7 @@ def test_generation(name: str, chip: str, mesh: AbstractMesh) -> None:
     cfg, _ = MODELS[name]
     compute = ComputeConfig(dtype="bfloat16", attention=CHIPS[chip][2])
     generate = make_generate(
-        cfg, SamplingConfig(64), end_ids=(1,), pad_id=0, num_samples=8, compute=compute
+        cfg, SamplingConfig(64), ending=Ending((1,), 0), num_samples=8, compute=compute
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 8 * B))
     sharding = NamedSharding(mesh, PartitionSpec("data"))

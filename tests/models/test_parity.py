@@ -27,7 +27,7 @@ from persrm_jax.models.hf_export import export_adapter, export_hf
 from persrm_jax.models.load import load_model
 from persrm_jax.models.params import Params, param_specs
 from persrm_jax.models.trainable import TrainableConfig, join, split
-from persrm_jax.sampling import SamplingConfig, make_generate, sequence_keys
+from persrm_jax.sampling import Ending, SamplingConfig, make_generate, sequence_keys
 from persrm_jax.tokenizer import byte_tokenizer
 
 torch = pytest.importorskip("torch")
@@ -207,7 +207,7 @@ def test_greedy_text(pair: tuple[str, Params, Any], table: Table) -> None:
             torch.tensor(prompt).long(), max_new_tokens=16, do_sample=False, eos_token_id=2
         )
     generate = make_generate(
-        FAMILIES[name], SamplingConfig(16, temperature=0.0), end_ids=(2,), pad_id=0
+        FAMILIES[name], SamplingConfig(16, temperature=0.0), ending=Ending((2,), 0)
     )
     keys = sequence_keys(jax.random.key(0), 1)
     out = generate(params, prompt, np.ones_like(prompt, bool), keys)
@@ -234,8 +234,7 @@ def test_an_exported_smollm2_writes_the_same_text(tmp_path: Path, mesh: Mesh) ->
     generate = make_generate(
         model.config,
         SamplingConfig(24, temperature=0.0),
-        end_ids=model.tokenizer.end_ids,
-        pad_id=model.tokenizer.pad_id,
+        ending=Ending(model.tokenizer.end_ids, model.tokenizer.pad_id),
     )
     prompt = np.array([ids], np.int32)
     ours = generate(

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from persrm_jax.data.batches import left_pad
 from persrm_jax.models.load import load_pretrained
-from persrm_jax.sampling import SamplingConfig, make_generate, sequence_keys
+from persrm_jax.sampling import Ending, SamplingConfig, make_generate, sequence_keys
 
 pytestmark = pytest.mark.slow
 GOLDEN = Path(__file__).parents[1] / "data" / "smollm2_greedy.json"
@@ -26,8 +26,7 @@ def test_greedy_ids_equal_transformers(mesh: Mesh) -> None:
     generate = make_generate(
         model.config,
         SamplingConfig(max_new_tokens=24, temperature=0.0),
-        end_ids=model.tokenizer.end_ids,
-        pad_id=model.tokenizer.pad_id,
+        ending=Ending(model.tokenizer.end_ids, model.tokenizer.pad_id),
     )
     tokens, mask = left_pad(ids, model.tokenizer.pad_id)
     out = generate(model.params, tokens, mask, sequence_keys(jax.random.key(0), len(ids)))

@@ -14,7 +14,7 @@ from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.decoder import linear
 from persrm_jax.models.params import Params, param_shardings, param_specs
 from persrm_jax.models.trainable import TARGETS, TrainableConfig, adapter_specs, join, merge, split
-from persrm_jax.sampling import SamplingConfig, make_generate, sequence_keys
+from persrm_jax.sampling import Ending, SamplingConfig, make_generate, sequence_keys
 from persrm_jax.sharding import MeshShape, batch_sharding, make_mesh
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from persrm_jax.training.sft import make_sft_loss
@@ -66,7 +66,7 @@ def test_adapters_begin_as_nothing(mesh: Mesh) -> None:
 
 def test_the_sampler_takes_adapters_too(mesh: Mesh) -> None:
     trained, frozen = adapters(SMALL, LORA, mesh)
-    generate = make_generate(SMALL, SamplingConfig(8, temperature=0.0), end_ids=(1,), pad_id=0)
+    generate = make_generate(SMALL, SamplingConfig(8, temperature=0.0), ending=Ending((1,), 0))
     keys = sequence_keys(jax.random.key(0), 1)
     models = join(trained, frozen, LORA), merge(trained, frozen, LORA), frozen
     beside, merged, base = (

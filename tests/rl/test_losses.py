@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from persrm_jax.rl.advantages import AdvantageConfig, group_relative, varied_groups
+from persrm_jax.rl.advantages import AdvantageConfig, group_relative
 from persrm_jax.rl.losses import VARIANTS, LossConfig, rollout_loss, token_weights
 from persrm_jax.types import Totals
 
@@ -224,12 +224,6 @@ def test_weights_by_hand() -> None:
     for aggregate, (first, second) in rows.items():
         want = [[first] * 3, [second, 0, 0], [0, 0, 0]]
         np.testing.assert_allclose(token_weights(mask, aggregate, totals), want, rtol=1e-6)
-
-
-def test_varied_groups() -> None:
-    rewards = jnp.array([1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.5, 0.4])
-    assert float(varied_groups(rewards, 2)) == 0.5
-    assert float(varied_groups(rewards, 4)) == 1.0
 
 
 @pytest.mark.parametrize(

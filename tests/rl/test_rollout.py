@@ -1,4 +1,5 @@
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +8,21 @@ import pytest
 from jax.sharding import Mesh
 from small_model import SMALL, hidden_states
 
-from persrm_jax.data.prompts import Judgement, PromptConfig
+from persrm_jax.data.prompts import Judgement, PromptConfig, questions
 from persrm_jax.models.decoder import vocab_weight
 from persrm_jax.models.groups import plain_rows
-from persrm_jax.models.params import init_params
-from persrm_jax.rl.rewards import RewardConfig
-from persrm_jax.rl.rollout import JudgedRollout, completion_texts, roll_out
-from persrm_jax.sampling import Completions, SamplingConfig, make_generate
+from persrm_jax.models.params import Params, init_params
+from persrm_jax.rl.rewards import CompletionRecord, RewardConfig, margin_reward
+from persrm_jax.rl.rollout import (
+    JudgedRollout,
+    completion_texts,
+    judge_rollout,
+    roll_out,
+    take_groups,
+)
+from persrm_jax.sampling import Completions, Ending, SamplingConfig, make_generate
 from persrm_jax.tokenizer import Tokenizer, byte_tokenizer
-from persrm_jax.training.rft import RftConfig, describe, rollout_metrics
+from persrm_jax.training.rft_metrics import describe, rollout_metrics
 from persrm_jax.types import Groups, Pair, Rollout
 
 BYTES = byte_tokenizer()
@@ -40,7 +47,34 @@ def _completions(texts: list[str | None], length: int) -> Completions:
         ids = [*BYTES.encode(text), END] if text is not None else BYTES.encode("A") * length
         tokens[i, : len(ids)], mask[i, : len(ids)] = ids, True
     logprobs = np.where(mask, -np.arange(len(texts), dtype=np.float32)[:, None] - 1, 0)
-    return Completions(jnp.array(tokens), jnp.array(mask), jnp.array(logprobs, jnp.float32))
+    forced = jnp.zeros(mask.shape, bool)
+    return Completions(jnp.array(tokens), jnp.array(mask), jnp.array(logprobs, jnp.float32), forced)
+
+
+def _judged(
+    params: Params,
+    generate: Any,
+    pairs: list[Pair],
+    group_size: int,
+    *,
+    reward: RewardConfig,
+    mesh: Mesh,
+    prompt: PromptConfig = PROMPT,
+    own: Any = None,
+) -> JudgedRollout:
+    asked = questions(pairs, prompt)
+    rollout = roll_out(
+        params,
+        generate,
+        asked,
+        group_size,
+        jax.random.key(1),
+        tokenizer=BYTES,
+        prompt=prompt,
+        prompt_length=96,
+        mesh=mesh,
+    )
+    return judge_rollout(rollout, asked, tokenizer=BYTES, prompt=prompt, reward=reward, own=own)
 
 
 def test_rows_are_grouped_by_pair_and_rewarded_by_its_order(mesh: Mesh) -> None:
@@ -54,21 +88,17 @@ def test_rows_are_grouped_by_pair_and_rewarded_by_its_order(mesh: Mesh) -> None:
         asked.update(tokens=np.array(tokens), mask=np.array(mask), keys=jax.random.key_data(keys))
         return _completions(texts, 48)
 
-    judged = roll_out(
+    judged = _judged(
         {},
         generate,
         pairs,
         3,
-        jax.random.key(0),
-        tokenizer=BYTES,
-        prompt=PROMPT,
-        reward_cfg=RewardConfig(1.0, 0.5),
-        prompt_length=96,
+        reward=RewardConfig(1.0, 0.5),
         mesh=mesh,
     )
 
-    assert judged.completions == [*texts[:5], "A" * 48]
-    verdicts = [j.verdict if j else None for j in judged.judgements]
+    assert [record.text for record in judged.records] == [*texts[:5], "A" * 48]
+    verdicts = [r.judgement.verdict if r.judgement else None for r in judged.records]
     assert verdicts == ["A", "B", None, "A", "B", None]
     assert judged.rewards.tolist() == [1.5, -0.5, -1.0, -0.5, 1.5, -1.0]
     assert judged.correct.tolist() == [1, 0, 0, 0, 1, 0]
@@ -102,20 +132,15 @@ def sampled(mesh: Mesh) -> JudgedRollout:
     generate = make_generate(
         SMALL,
         SamplingConfig(max_new_tokens=24),
-        end_ids=(END, 65, 66, 67),
-        pad_id=BYTES.pad_id,
+        ending=Ending((END, 65, 66, 67), BYTES.pad_id),
         num_samples=4,
     )
-    judged = roll_out(
+    judged = _judged(
         params,
         generate,
         [_pair(0, "AB"), _pair(1, "BA", shown="a longer text")],
         4,
-        jax.random.key(1),
-        tokenizer=BYTES,
-        prompt=PROMPT,
-        reward_cfg=RewardConfig(),
-        prompt_length=96,
+        reward=RewardConfig(),
         mesh=mesh,
     )
     return judged, params
@@ -165,22 +190,33 @@ def test_completions_of_a_group_differ(sampled: tuple) -> None:
     assert len({tuple(row) for row in tokens.tolist()}) > 4
 
 
-def test_rollout_metrics_by_hand() -> None:
+def _records(
+    judgements: list[Judgement | None], lengths: list[int], truncated: list[bool]
+) -> list[CompletionRecord]:
+    pair = _pair(0, "AB")
+    rows = zip(judgements, lengths, truncated, strict=True)
+    return [CompletionRecord(pair, "AB", "", j, n, 3, cut) for j, n, cut in rows]
+
+
+def _hand_made(rewards: list[float]) -> JudgedRollout:
+    """Three groups of two completions of at most three tokens."""
     A, B, tie = Judgement("A", 7.0, 3.0), Judgement("B", 1.0, 2.0), Judgement("tie", 4.0, 4.0)
     tokens = np.array([[5, 2, 0], [5, 6, 7], [9, 0, 0], [3, 3, 2], [5, 5, 2], [2, 0, 0]], np.int32)
     mask = np.array([[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 1], [1, 1, 1], [1, 0, 0]], bool)
-    zeros = np.zeros((3, 3))
-    tokens, mask = tokens.reshape(3, 2, 3), mask.reshape(3, 2, 3)
-    groups = Groups(zeros.astype(np.int32), zeros.astype(bool), tokens, mask)
-    judged = JudgedRollout(
-        Rollout(groups, np.zeros((3, 2, 3), np.float32)),
-        [""] * 6,
-        [A, B, tie, None, None, None],
-        np.array([1, -1, 0, -1, -1, -1], np.float32),
-        np.array([1, 0, 0.5, 0, 0, 0], np.float32),
+    prompts = np.arange(12).reshape(3, 4).astype(np.int32)
+    groups = Groups(prompts, prompts % 4 > 0, tokens.reshape(3, 2, 3), mask.reshape(3, 2, 3))
+    return JudgedRollout(
+        Rollout(groups, np.zeros((3, 2, 3), np.float32), np.zeros((3, 2, 3), bool)),
+        _records([A, B, tie, None, None, None], [2, 3, 1, 3, 3, 1], [False, True, *[False] * 4]),
+        {"correct": np.array(rewards, np.float32)},
+        np.array(rewards, np.float32),
     )
-    cfg = RftConfig(group_size=2)
-    metrics = rollout_metrics(judged, cfg, (2, 9))
+
+
+def test_rollout_metrics_by_hand() -> None:
+    judged = _hand_made([1, -1, 0, -1, -1, -1])
+    metrics = rollout_metrics(judged)
+    tokens = judged.rollout.groups.tokens
     assert metrics.pop("sampler/checksum") == zlib.crc32(tokens.tobytes()) % 2**24
     assert metrics == pytest.approx(
         {
@@ -190,10 +226,64 @@ def test_rollout_metrics_by_hand() -> None:
             "reward/format": 3 / 6,
             "reward/ties": 1 / 6,
             "reward/varied_groups": 2 / 3,  # (1, -1), (0, -1), (-1, -1)
+            "reward/missing": 0.0,
+            "reward_part/correct": -3 / 6,
             "length/completion": (2 + 3 + 1 + 3 + 3 + 1) / 6,
+            "length/longest": 3.0,
             "length/truncated": 1 / 6,  # the second row
+            "length/padding": 1 - (9 + 13) / (12 + 18),
         }
     )
+
+
+def test_rewards_that_are_missing_count_nowhere() -> None:
+    judged = _hand_made([1, np.nan, 0, -1, np.nan, np.nan])
+    assert judged.varied.tolist() == [False, True, False]
+    metrics = rollout_metrics(judged)
+    assert metrics["reward/mean"] == pytest.approx(0.0)
+    assert metrics["reward/missing"] == pytest.approx(3 / 6)
+
+
+def test_groups_are_taken_from_several_rollouts() -> None:
+    first, second = _hand_made([1, -1, 0, -1, -1, -1]), _hand_made([5, 6, 7, 8, 9, 10])
+    taken = take_groups([(first, np.array([1])), (second, np.array([0, 2]))])
+    assert taken.rewards.tolist() == taken.components["correct"].tolist() == [0, -1, 5, 6, 9, 10]
+    for found, want in zip(taken.rollout.groups, first.rollout.groups, strict=True):
+        np.testing.assert_array_equal(found, want[[1, 0, 2]])
+    lengths = [record.num_tokens for record in taken.records]
+    assert lengths == [1, 3, 2, 3, 3, 1]
+
+
+def test_a_text_shown_alone_is_rewarded_by_its_place_among_its_rivals(mesh: Mesh) -> None:
+    """Two completions for the chosen text, then two for the rejected one."""
+    scores = [8, 3, None, 5, 1, 1, 9, 9]
+    texts = [
+        f'<think>x</think><answer>{{"score": {x}}}</answer>' if x is not None else "so so"
+        for x in scores
+    ]
+    prompt = PromptConfig(template="compact", answer="score")
+    judged = _judged(
+        {},
+        lambda *inputs: _completions(texts, 64),
+        [_pair(0, "BA"), _pair(1, "AB")],
+        2,
+        reward=RewardConfig(correct=1.0),
+        mesh=mesh,
+        prompt=prompt,
+    )
+    assert [record.order for record in judged.records] == ["AB", "AB", "BA", "BA"] * 2
+    # 8 and 3 against 5; no answer; 5 against 8 and 3. Then 1 and 1 against 9 and 9.
+    assert judged.rewards.tolist() == [1, -1, -1, 0, -1, -1, -1, -1]
+    assert judged.correct.tolist() == [1, 0, 0, 0.5, 0, 0, 0, 0]
+    margins = [margin_reward(record, RewardConfig()) for record in judged.records]
+    assert margins == pytest.approx([0.3, -0.2, -1, 0.05, -0.8, -0.8, -0.8, -0.8])
+    shown = judged.rollout.groups.prompt_tokens, judged.rollout.groups.prompt_mask
+    said = [BYTES.decode(ids[mask]) for ids, mask in zip(*shown, strict=True)]
+    for text, (mine, theirs) in zip(
+        said, [(0, None), (None, 0), (1, None), (None, 1)], strict=True
+    ):
+        assert (f"text: mine {mine}" in text) == (mine is not None)
+        assert (f"text: theirs {theirs}" in text) == (theirs is not None)
 
 
 def test_a_described_rollout_shows_its_texts(mesh: Mesh) -> None:
@@ -201,19 +291,15 @@ def test_a_described_rollout_shows_its_texts(mesh: Mesh) -> None:
         return _completions([GOOD_B, GOOD_A], 48)
 
     pair = _pair(7, "BA")
-    judged = roll_out(
+    judged = _judged(
         {},
         generate,
         [pair],
         2,
-        jax.random.key(0),
-        tokenizer=BYTES,
-        prompt=PROMPT,
-        reward_cfg=RewardConfig(),
-        prompt_length=96,
+        reward=RewardConfig(),
         mesh=mesh,
     )
-    text = describe(judged, [pair])
+    text = describe(judged)
     for shown in ("hey", "**A** theirs 7", "**B** mine 7", "**Right** B", GOOD_B, "reward +1.0"):
         assert shown in text
 

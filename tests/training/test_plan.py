@@ -25,7 +25,7 @@ from persrm_jax.training.plan import (
     kv_cache_bytes,
     measure,
 )
-from persrm_jax.training.rft import RftConfig
+from persrm_jax.training.rft_config import RftConfig
 from persrm_jax.training.sft import SftConfig
 from persrm_jax.training.step import init_state
 

@@ -14,16 +14,17 @@ from persrm_jax.models.params import Params, init_params
 from persrm_jax.rl.advantages import AdvantageConfig, group_relative
 from persrm_jax.rl.losses import LossConfig
 from persrm_jax.rl.rewards import RewardConfig
-from persrm_jax.sampling import SamplingConfig
+from persrm_jax.sampling import Ending, SamplingConfig
 from persrm_jax.tokenizer import byte_tokenizer
 from persrm_jax.training.guard import StepLog
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer
-from persrm_jax.training.rft import (
+from persrm_jax.training.rft import make_rft_step
+from persrm_jax.training.rft_config import RftConfig
+from persrm_jax.training.rft_programs import (
     RftBatch,
-    RftConfig,
     make_rft_loss,
     make_rft_programs,
-    make_rft_step,
+    whole_batch,
 )
 from persrm_jax.training.step import init_state, make_train_step
 from persrm_jax.types import Groups, Pair, Rollout
@@ -40,7 +41,8 @@ def _rollout(lengths: list[int]) -> Rollout:
     mask = np.arange(5) < np.array(lengths)[None, :, None]
     prompt = rng.integers(3, 300, (1, START)).astype(np.int32) * prompt_mask
     completion = rng.integers(3, 300, mask.shape).astype(np.int32) * mask
-    return Rollout(Groups(prompt, prompt_mask, completion, mask), np.zeros(mask.shape, np.float32))
+    groups = Groups(prompt, prompt_mask, completion, mask)
+    return Rollout(groups, np.zeros(mask.shape, np.float32), np.zeros(mask.shape, bool))
 
 
 def _sums(params: Params, rollout: Rollout, temperature: float = 1.0) -> np.ndarray:
@@ -58,9 +60,9 @@ def _sums(params: Params, rollout: Rollout, temperature: float = 1.0) -> np.ndar
 
 
 def _batch(rollout: Rollout, rewards: list[float], ref: jax.Array | None) -> RftBatch:
-    groups, logprobs = jax.tree.map(jnp.asarray, rollout)
+    groups, logprobs, _ = jax.tree.map(jnp.asarray, rollout)
     advantages = group_relative(jnp.array(rewards), len(rewards), AdvantageConfig())
-    return RftBatch(groups, logprobs, ref, advantages[None])
+    return whole_batch(groups, advantages[None], logprobs, ref_logprobs=ref)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def test_a_step_raises_the_rewarded_completion(
     rollout = _rollout([5, 4])
     before = _sums(params, rollout)
     loss_cfg = LossConfig(kl_coef=kl_coef)
-    programs = make_rft_programs(SMALL, COMPUTE, RftConfig(), loss_cfg, end_ids=(1,), pad_id=0)
+    programs = make_rft_programs(SMALL, COMPUTE, RftConfig(), loss_cfg, ending=Ending((1,), 0))
     ref = programs.score(params, rollout.groups) if kl_coef else None
     loss_fn = make_rft_loss(SMALL, COMPUTE, loss_cfg, temperature=1.0)
     optimizer = optax.sgd(0.01)

@@ -19,7 +19,7 @@ from persrm_jax.models.params import Params, param_shardings
 from persrm_jax.rl.losses import LossConfig
 from persrm_jax.sharding import MeshShape, batch_sharding, make_mesh
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer
-from persrm_jax.training.rft import RftBatch, count_rollout, make_rft_loss
+from persrm_jax.training.rft_programs import RftBatch, count_rollout, make_rft_loss, whole_batch
 from persrm_jax.training.sft import count_batch, make_sft_loss
 from persrm_jax.training.step import TrainState, init_state, make_train_step
 from persrm_jax.types import Batch, Groups
@@ -47,7 +47,8 @@ def rft_rows() -> RftBatch:
     arrays = (tokens.astype(np.int32), prompt, completions.astype(np.int32), mask)
     old = jnp.full(mask.shape, -5.0)
     advantages = jnp.linspace(-1.0, 2.0, 16).reshape(8, 2)
-    return RftBatch(Groups(*map(jnp.asarray, arrays)), old, old - 0.5, advantages)
+    groups = Groups(*map(jnp.asarray, arrays))
+    return whole_batch(groups, advantages, old, ref_logprobs=old - 0.5)
 
 
 CASES: dict[str, tuple[Any, Any, Any]] = {

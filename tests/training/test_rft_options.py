@@ -1,0 +1,277 @@
+"""What a step does with a rollout beside one plain update of all of it."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from small_model import SMALL
+
+from persrm_jax.data.batches import batch_indices
+from persrm_jax.data.prompts import PromptConfig
+from persrm_jax.models.config import ComputeConfig
+from persrm_jax.models.params import Params, init_params
+from persrm_jax.rl.losses import LossConfig
+from persrm_jax.rl.rewards import RewardConfig
+from persrm_jax.sampling import Ending, SamplingConfig
+from persrm_jax.tokenizer import byte_tokenizer
+from persrm_jax.training.guard import StepLog
+from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer, num_updates
+from persrm_jax.training.rft import make_rft_step, prompt_lengths
+from persrm_jax.training.rft_config import RftConfig
+from persrm_jax.training.rft_programs import RftBatch, make_rft_programs
+from persrm_jax.training.step import TrainState, init_state, split_parts
+from persrm_jax.types import Pair
+
+BYTES = byte_tokenizer()
+PROMPT = PromptConfig(template="compact")
+T = 8
+CFG = RftConfig(
+    steps=4,
+    prompts=4,
+    group_size=2,
+    sampling=SamplingConfig(max_new_tokens=T),
+    # By length alone: a random model's answers do not parse.
+    reward=RewardConfig(correct=0.0, overlong=1.0, overlong_buffer=T),
+    optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup_steps=0),
+)
+NO_KL = LossConfig(kl_coef=0.0)
+
+
+def _pairs(num: int = 12, longer: int = 1) -> list[Pair]:
+    return [
+        Pair(
+            f"p{i}", "ann", "train", "d", "", ("hey " * (1 + i % 6) * longer,), ("1",),
+            f"mine {i}", "2", f"theirs {i}", "3", "bob", "other_author", ("AB", "BA")[i % 2],
+            "human", 0,
+        )
+        for i in range(num)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def params(mesh: Mesh) -> Params:
+    """A random model that often ends early."""
+    params = init_params(SMALL, jax.random.key(0), mesh)
+    weight = params["embed"]["weight"]
+    return params | {"embed": {"weight": weight.at[BYTES.end_id].multiply(6.0)}}
+
+
+def run(
+    mesh: Mesh,
+    params: Params,
+    cfg: RftConfig,
+    loss: LossConfig = NO_KL,
+    ref: Params | None = None,
+    prompt: PromptConfig = PROMPT,
+    steps: int = 1,
+) -> tuple[TrainState, list[StepLog]]:
+    step_fn = make_rft_step(
+        _pairs(),
+        SMALL,
+        ComputeConfig(),
+        cfg,
+        loss,
+        ref_params=ref,
+        tokenizer=BYTES,
+        prompt=prompt,
+        seed=4,
+        mesh=mesh,
+    )
+    optimizer = make_optimizer(cfg.optimizer, cfg.num_updates)
+    state, logs = init_state(params, optimizer, jax.random.key(0), mesh), []
+    for step in range(steps):
+        state, log = step_fn(state, step)
+        logs.append(log)
+    return state, logs
+
+
+def assert_close(found: Params, want: Params) -> None:
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def moved(found: Params, start: Params) -> float:
+    gaps = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), found, start)
+    return max(jax.tree.leaves(gaps))
+
+
+def test_a_rollout_has_an_update_for_each_mini_batch_and_epoch(mesh: Mesh, params: Params) -> None:
+    cfg = replace(CFG, mini_batches=2, epochs=2)
+    state, (log,) = run(mesh, params, cfg)
+    assert int(state.step) == num_updates(state.opt_state) == cfg.updates_a_step == 4
+    batch: RftBatch = log.batch
+    assert batch.old_logprobs is not None
+    mask = np.asarray(batch.groups.mask)
+    gap = np.abs(np.asarray(batch.old_logprobs) - batch.sampler_logprobs)[mask]
+    assert gap.max() < 1e-4, "before the first update the policy is the sampler's"
+    assert log.scalars["sampler/logprob_gap_max"] == pytest.approx(gap.max(), abs=1e-6)
+    assert log.scalars["ratio/max"] > 1.001 and log.scalars["ratio/min"] < 0.999
+
+    # The same by hand.
+    programs = make_rft_programs(SMALL, ComputeConfig(), cfg, NO_KL, ending=Ending((1,), 0))
+    optimizer = make_optimizer(cfg.optimizer, cfg.num_updates)
+    want = init_state(params, optimizer, jax.random.key(0), mesh)
+    parts = split_parts(batch, 2)
+    np.testing.assert_array_equal(parts.groups.tokens[1], batch.groups.tokens[1::2])
+    norms = []
+    for i in (0, 1, 0, 1):
+        part = jax.tree.map(lambda x, i=i: x[i], parts)
+        want, metrics = programs.train(want, part)
+        norms.append(float(metrics["loss/grad_norm"]))
+    assert_close(state.params, want.params)
+    assert log.scalars["loss/grad_norm"] == pytest.approx(np.mean(norms), rel=1e-4)
+
+
+def test_one_update_is_the_mean_over_its_mini_batches_where_nothing_is_learnt(
+    mesh: Mesh, params: Params
+) -> None:
+    """At a learning rate of nearly 0 the mini-batches' gradients are parts of one."""
+    still = replace(CFG.optimizer, learning_rate=1e-12)
+    one, many = (
+        run(mesh, params, replace(CFG, optimizer=still, mini_batches=n))[1][0] for n in (1, 2)
+    )
+    assert many.scalars["loss/total"] == pytest.approx(one.scalars["loss/total"], abs=1e-6)
+    assert many.scalars["sampler/checksum"] == one.scalars["sampler/checksum"]
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_flat_groups_are_dropped_with_their_kl(mesh: Mesh, params: Params, drop: bool) -> None:
+    """All answers are wrong: no group has anything to compare, but each a divergence."""
+    cfg = replace(CFG, reward=RewardConfig(), drop_flat=drop)
+    other = jax.tree.map(lambda x: x * 1.1, params)
+    state, (log,) = run(mesh, params, cfg, LossConfig(kl_coef=0.5), ref=other)
+    assert log.scalars["reward/varied_groups"] == 0
+    assert log.scalars["reward/kept_groups"] == (0.0 if drop else 1.0)
+    assert log.scalars["guard/skipped"] == 0
+    if drop:
+        assert moved(state.params, params) == 0
+        assert log.scalars["loss/total"] == 0
+    else:
+        assert moved(state.params, params) > 1e-4
+
+
+def test_means_are_over_the_groups_that_are_kept(mesh: Mesh, params: Params) -> None:
+    """Dropping flat groups scales the gradient of the others up, and changes nothing else."""
+    loss = replace(NO_KL, aggregate="sequence_mean")
+    kept, all_ = (run(mesh, params, replace(CFG, drop_flat=d), loss)[1][0] for d in (True, False))
+    share = kept.scalars["reward/kept_groups"]
+    assert 0 < share < 1
+    ratio = kept.scalars["loss/grad_norm"] / all_.scalars["loss/grad_norm"]
+    assert ratio == pytest.approx(1 / share, rel=1e-4)
+
+
+def test_rollouts_go_on_until_enough_groups_differ(mesh: Mesh, params: Params) -> None:
+    cfg = replace(CFG, max_rollouts=4)
+    _, logs = run(mesh, params, cfg, steps=3)
+    numbers = [log.scalars["reward/rollouts"] for log in logs]
+    assert max(numbers) > 1
+    for log, number in zip(logs, numbers, strict=True):
+        batch = log.batch
+        advantages = np.asarray(batch.advantages)
+        kept = np.asarray(batch.kept)
+        assert batch.groups.tokens.shape == (4, 2, T)
+        assert number == 4 or kept.all()
+        np.testing.assert_array_equal(kept, np.abs(advantages).max(axis=1) > 0)
+        assert not np.asarray(batch.counts)[~kept].any()
+        assert log.scalars["reward/kept_groups"] == kept.mean()
+
+
+def test_rollouts_of_a_step_ask_about_pairs_of_their_own(mesh: Mesh, params: Params) -> None:
+    """And a step's are the same whether or not those before it took all of theirs."""
+    cfg = replace(CFG, max_rollouts=2, reward=RewardConfig())  # always flat: both are taken
+    _, logs = run(mesh, params, cfg, steps=2)
+    shown = [
+        BYTES.decode(row[row != BYTES.pad_id])
+        for row in np.asarray(logs[1].batch.groups.prompt_tokens)
+    ]
+    filled = [_pairs()[i] for i in batch_indices(12, 4, 3, 4)]  # rollout 3 is step 1's second
+    for text, pair in zip(shown, filled, strict=True):
+        assert f": {pair.chosen}" in text
+
+
+def test_nothing_is_learnt_from_what_was_cut_off(mesh: Mesh, params: Params) -> None:
+    _, (log,) = run(mesh, params, replace(CFG, mask_truncated=True))
+    batch = log.batch
+    tokens, mask = np.asarray(batch.groups.tokens), np.asarray(batch.groups.mask)
+    ended = (np.isin(tokens, BYTES.end_ids) & mask).any(axis=2)
+    assert ended.any() and not ended.all()
+    np.testing.assert_array_equal(batch.counts, mask & ended[..., None])
+
+
+def test_a_divergence_in_the_reward_is_that_of_the_whole_completion(
+    mesh: Mesh, params: Params
+) -> None:
+    other = jax.tree.map(lambda x: x * 1.2, params)
+    cfg = replace(CFG, reward=replace(CFG.reward, kl=0.5))
+    cfg = replace(cfg, advantage=replace(cfg.advantage, scale="none"))
+    _, (log,) = run(mesh, params, cfg, ref=other)
+    batch = log.batch
+    mask = np.asarray(batch.groups.mask)
+    lengths = mask.sum(axis=2)
+    gap = np.where(mask, np.asarray(batch.sampler_logprobs) - batch.ref_logprobs, 0).sum(axis=2)
+    rewards = -lengths / T - 0.5 * gap
+    want = rewards - rewards.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(batch.advantages, want, atol=1e-4)
+    assert np.abs(gap).max() > 0.1
+    assert log.scalars["reward/mean"] == pytest.approx(np.mean(-lengths / T), abs=1e-6)
+
+
+def test_forced_tokens_are_not_learnt(mesh: Mesh, params: Params) -> None:
+    sampling = SamplingConfig(max_new_tokens=40, answer_tokens=4)
+    cfg = replace(CFG, sampling=sampling)
+    _, (log,) = run(mesh, params, cfg)
+    batch = log.batch
+    closing = BYTES.encode("\n</think>\n<answer>")
+    tokens, mask = np.asarray(batch.groups.tokens), np.asarray(batch.groups.mask)
+    first = 40 - 4 - len(closing)
+    reached = mask[:, :, first]
+    assert reached.any() and not reached.all()
+    for p, g in zip(*np.nonzero(reached), strict=True):
+        assert tokens[p, g, first : first + len(closing)].tolist() == closing
+    forced = np.zeros(40, bool)
+    forced[first : first + len(closing)] = True
+    np.testing.assert_array_equal(batch.counts, mask & ~(reached[..., None] & forced))
+
+
+@pytest.mark.parametrize("fields", [{}, {"think": False}], ids=["think", "no_think"])
+def test_each_text_of_a_pair_is_asked_about_alone(
+    mesh: Mesh, params: Params, fields: dict[str, Any]
+) -> None:
+    prompt = replace(PROMPT, answer="score", **fields)
+    _, (log,) = run(mesh, params, CFG, prompt=prompt)
+    groups = log.batch.groups
+    shown = [BYTES.decode(row[row != BYTES.pad_id]) for row in np.asarray(groups.prompt_tokens)]
+    pairs = [_pairs()[i] for i in batch_indices(12, 2, 0, 4)]
+    want = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
+    assert all(f"text: {text}" in row for text, row in zip(want, shown, strict=True))
+
+
+def test_prompts_are_padded_to_the_nearest_of_few_lengths() -> None:
+    cfg = replace(CFG, steps=40, prompts=2)
+    lengths = {
+        n: prompt_lengths(_pairs(longer=10), replace(cfg, prompt_buckets=n), BYTES, PROMPT, 0)
+        for n in (1, 2, 3)
+    }
+    assert len(set(lengths[1])) == 1
+    assert 1 < len(set(lengths[2])) <= 2 and len(set(lengths[3])) <= 3
+    assert sum(lengths[3]) <= sum(lengths[2]) < sum(lengths[1])
+    assert max(lengths[2]) == lengths[1][0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "flag"),
+    [
+        ({"mini_batches": 3}, "--rft.mini-batches 3: does not divide"),
+        ({"epochs": 0}, "--rft.epochs 0"),
+        ({"max_rollouts": 0}, "--rft.max-rollouts 0"),
+        ({"prompt_buckets": 0}, "--rft.prompt-buckets 0"),
+        ({"sampling": SamplingConfig(stop=("end",))}, "--rft.sampling.stop end"),
+    ],
+)
+def test_a_bad_config_names_its_flag(fields: dict[str, Any], flag: str) -> None:
+    with pytest.raises(ValueError, match=flag):
+        replace(CFG, **fields)
