@@ -1,6 +1,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -9,9 +10,11 @@ from hypothesis import strategies as st
 from persrm_jax.data.prompts import (
     Judgement,
     PromptConfig,
+    compare,
     format_response,
     judge_messages,
     parse_judgement,
+    questions,
 )
 from persrm_jax.types import Pair
 
@@ -272,3 +275,51 @@ def test_without_exemplars_or_a_task() -> None:
     full = judge_messages(bare, "AB", PromptConfig(template="full"))[0]["content"]
     assert "[No examples are known]" in full
     assert "[Example" not in full and "[The texts answer" not in full
+
+
+@pytest.mark.parametrize("template", ["full", "compact"])
+@pytest.mark.parametrize("think", [True, False])
+def test_a_candidate_is_shown_alone(template: str, think: bool) -> None:
+    cfg = PromptConfig(template=template, answer="score", think=think)
+    asked = questions([PAIR], cfg)
+    assert [order for _, order in asked] == ["AB", "BA"] and cfg.questions_a_pair == 2
+    for (pair, order), shown, hidden in zip(
+        asked, (PAIR.chosen, PAIR.rejected), (PAIR.rejected, PAIR.chosen), strict=True
+    ):
+        (message,) = judge_messages(pair, order, cfg)
+        assert shown in message["content"] and hidden not in message["content"]
+        if template == "full":
+            assert '{"score": 7.5}' in message["content"]
+            assert ("<think>" in message["content"]) == think
+            assert "then the candidate. Attend" in message["content"]
+    text = format_response("why", Judgement(None, 7.5), cfg)
+    assert text.startswith("<think>") == think
+    assert parse_judgement(text, cfg) == Judgement(None, 7.5)
+    assert parse_judgement(text, replace(cfg, think=not think)) is None
+    assert parse_judgement(text, replace(cfg, answer="scores")) is None
+
+
+@pytest.mark.parametrize(
+    "answer", ['{"A": 1, "B": 2}', '{"score": 11}', '{"score": 1, "score": 2}', "7", '{"Score": 1}']
+)
+def test_what_is_no_score_is_refused(answer: str) -> None:
+    cfg = PromptConfig(answer="score", think=False)
+    assert parse_judgement(f"<answer>{answer}</answer>", cfg) is None
+
+
+def test_two_scores_make_a_verdict() -> None:
+    high, low = Judgement(None, 8.0), Judgement(None, 2.5)
+    assert compare(high, low) == Judgement("A", 8.0, 2.5)
+    assert compare(low, high) == Judgement("B", 2.5, 8.0)
+    assert compare(low, low) == Judgement("tie", 2.5, 2.5)
+    assert compare(high, None) is None and compare(None, low) is None
+
+
+def test_without_reasoning_nothing_may_come_before_the_answer() -> None:
+    cfg = PromptConfig(think=False)
+    good = '<answer>{"A": 7.5, "B": 3}</answer>'
+    assert parse_judgement(good, cfg) == Judgement("A", 7.5, 3.0)
+    for text in (f"so: {good}", f"<think></think>{good}", good + good, f"</think>{good}"):
+        assert parse_judgement(text, cfg) is None
+    (message,) = judge_messages(PAIR, "AB", cfg)
+    assert "reason" not in message["content"].lower() and "Score both" in message["content"]

@@ -126,6 +126,31 @@ def test_only_right_verdicts_are_kept(world: tuple[list[Pair], Yardstick], answe
     assert 0 < num_right < len(swapped)
 
 
+@pytest.mark.parametrize("template", ["full", "compact"])
+def test_of_texts_shown_alone_both_traces_are_kept_or_none(
+    world: tuple[list[Pair], Yardstick], template: str
+) -> None:
+    pairs, yardstick = world
+    cfg = PromptConfig(template=template, answer="score")
+    kept: dict[str, dict[str, float]] = {}
+    for trace in make_traces(pairs, yardstick, cfg):
+        judgement = parse_judgement(trace.response, cfg)
+        assert judgement is not None and judgement.score_a is not None
+        lines = trace.response.split("<think>\n")[1].split("\n</think>")[0].splitlines()
+        pattern = r"(.+?): (?:the person )?(\w+),? (?:the candidate )?(\w+)"
+        agreement = []
+        for line in lines:
+            match = re.fullmatch(pattern, line)
+            assert match is not None, line
+            levels = [LEVELS.index(word) for word in match.groups()[1:]]
+            agreement.append(1 - abs(levels[0] - levels[1]) / 2)
+        assert judgement.score_a == pytest.approx(10 * sum(agreement) / 5)
+        kept.setdefault(trace.pair_id, {})[trace.order] = judgement.score_a
+    assert 0 < len(kept) < len(pairs)
+    for scores in kept.values():
+        assert scores["AB"] > scores["BA"], "the chosen text has the higher score"
+
+
 def test_the_teacher_beats_chance_on_people_it_has_not_seen(
     world: tuple[list[Pair], Yardstick],
 ) -> None:
