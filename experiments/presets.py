@@ -101,7 +101,8 @@ TINY = RunConfig(
 
 # The paper's SFT (arXiv 2508.14076) and RM-R1's GRPO (arXiv 2505.02387): batch 128, learning rate
 # 5e-6, 1 epoch; 7 rollouts at temperature 1, 1e-6 constant, clip 0.2, KL 1e-3 with k3. RM-R1 takes
-# 1,024 prompts a rollout in mini-batches of 128; here every rollout has one update, so 128 prompts.
+# 1,024 prompts a rollout in mini-batches of 128; these presets have one update a rollout, so 128
+# prompts: --rft.prompts 1024 --rft.mini-batches 8 is RM-R1's.
 _PAPER = RunConfig(
     preset="qwen2.5-7b",
     model="Qwen/Qwen2.5-7B-Instruct",

@@ -6,7 +6,8 @@
     python -m experiments.rft --init runs/tiny --out runs/again # from an SFT model, RFT on
 
 Finished stages are skipped: after Ctrl-C, the same command goes on. Departures from RM-R1's GRPO
-(arXiv 2505.02387): one update a rollout, and each pair is shown in one order, not both.
+(arXiv 2505.02387): one update a rollout unless --rft.mini-batches says otherwise, and each pair is
+shown in one order, not both.
 """
 
 from collections.abc import Sequence
