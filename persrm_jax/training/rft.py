@@ -199,7 +199,7 @@ def make_rft_step(
         scalars |= drawn.metrics
         scalars |= {
             "loss/learning_rate": learning_rate,
-            "reward/kept_groups": float(np.mean(jax.device_get(batch.kept))),
+            "reward/kept_groups": float(np.mean(fetch(batch.kept))),
             "time/reference_s": scored - scoring,
             "time/train_s": end - scored,
             "time/rollout_share": drawn.metrics["time/rollout_s"] / (end - begin),
