@@ -237,7 +237,7 @@ def prompt_lengths(
     asked = questions(pairs, prompt)
     ids = encode_pairs([p for p, _ in asked], [o for _, o in asked], tokenizer, prompt)
     longest = bucketed(max(map(len, ids)))
-    if cfg.prompt_buckets == 1:
+    if cfg.prompt_buckets == 1 or cfg.steps == 0:
         return [longest] * cfg.steps
     per_pair = prompt.questions_a_pair
     of_pair = np.array([len(row) for row in ids]).reshape(-1, per_pair).max(axis=1)

@@ -170,11 +170,14 @@ def map_parts(function: Callable[[Any], jax.Array], batch: Any, num_parts: int) 
 def average(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Metrics of several updates: means, save of what ends in `max` or `min`; and a skipped update
     counts as one."""
-    join: dict[str, Callable[..., float]] = {"max": max, "min": min, "ped": max}
-    return {
-        tag: join.get(tag[-3:], lambda xs: sum(xs) / len(xs))([part[tag] for part in parts])
-        for tag in parts[0]
-    }
+
+    def one(tag: str) -> float:
+        values = [part[tag] for part in parts]
+        if tag.endswith("max") or tag == "guard/skipped":
+            return max(values)
+        return min(values) if tag.endswith("min") else sum(values) / len(values)
+
+    return {tag: one(tag) for tag in parts[0]}
 
 
 def _combine(total: Metrics, part: Metrics) -> Metrics:

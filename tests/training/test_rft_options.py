@@ -23,7 +23,7 @@ from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer, num_u
 from persrm_jax.training.rft import make_rft_step, prompt_lengths
 from persrm_jax.training.rft_config import RftConfig
 from persrm_jax.training.rft_programs import RftBatch, make_rft_programs
-from persrm_jax.training.step import TrainState, init_state, split_parts
+from persrm_jax.training.step import TrainState, average, init_state, split_parts
 from persrm_jax.types import Pair
 
 BYTES = byte_tokenizer()
@@ -260,6 +260,16 @@ def test_prompts_are_padded_to_the_nearest_of_few_lengths() -> None:
     assert 1 < len(set(lengths[2])) <= 2 and len(set(lengths[3])) <= 3
     assert sum(lengths[3]) <= sum(lengths[2]) < sum(lengths[1])
     assert max(lengths[2]) == lengths[1][0]
+    assert prompt_lengths(_pairs(), replace(cfg, steps=0, prompt_buckets=3), BYTES, PROMPT, 0) == []
+
+
+def test_metrics_of_several_updates_are_averaged() -> None:
+    parts = [
+        {"loss/total": 1.0, "ratio/max": 2.0, "ratio/min": 0.5, "guard/skipped": 0.0},
+        {"loss/total": 4.0, "ratio/max": 1.5, "ratio/min": 0.7, "guard/skipped": 1.0},
+    ]
+    want = {"loss/total": 2.5, "ratio/max": 2.0, "ratio/min": 0.5, "guard/skipped": 1.0}
+    assert average(parts) == want
 
 
 @pytest.mark.parametrize(
