@@ -4,7 +4,7 @@ Needs only transformers and numpy, so that it imports where neither ours nor the
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -54,6 +54,8 @@ def share_even(completions: Sequence[Sequence[int]]) -> list[float]:
 
 def describe(workload: Workload) -> str:
     """In a line."""
-    return ", ".join(
-        f"{value} {name.replace('_', ' ')}" for name, value in asdict(workload).items()
+    w = workload
+    return (
+        f"{w.prompts} prompts of {w.prompt_tokens} tokens, {w.group_size} completions each of "
+        f"{w.new_tokens}"
     )

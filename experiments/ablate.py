@@ -1,0 +1,243 @@
+"""A sweep: one preset under named changes and several seeds, as one table.
+
+    python -m experiments.ablate variant                          # tiny, 3 seeds
+    python -m experiments.ablate kl --seeds 1 -- --rft.steps 30   # flags after -- go to every run
+    python -m experiments.ablate variant --report results/variants
+
+Each row and seed is a run of its own, `OUT/ROW/seedN`, in a process of its own, so that one that
+fails leaves the others alone. Rows that differ in RFT alone start from one SFT model a seed, the
+first row's. Finished runs are skipped: the same command goes on after a kill.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from experiments.presets import PRESETS, parse_run
+from experiments.report import read_judged
+from persrm_jax import cli
+from persrm_jax.evaluation.report import Row, accuracy_figure, accuracy_table, write_report
+from persrm_jax.evaluation.statistics import paired_difference, summarize
+from persrm_jax.metrics import read_metrics
+from persrm_jax.runs import provenance
+from persrm_jax.types import Pair, Prediction
+
+Flags = tuple[str, ...]
+SWEEPS: dict[str, dict[str, Flags]] = {
+    "variant": {name: ("--variant", name) for name in ("grpo", "dr_grpo", "dapo", "gspo", "rloo")},
+    "group_size": {f"G={n}": ("--rft.group-size", str(n)) for n in (8, 4, 16)},
+    "kl": {f"kl={x}": ("--loss.kl-coef", x) for x in ("1e-3", "0", "1e-2", "1e-1")},
+    "reward": {
+        "correct and margin": (),
+        "correct": ("--rft.reward.margin", "0", "--rft.reward.correct", "1"),
+        "margin": ("--rft.reward.correct", "0"),
+    },
+}
+"""Rows by name and the flags that make each. All of these differ in RFT alone."""
+STAGES = {"sft": "sft", "sft_continued": "sft, continued"}
+"""Rows that the first row's runs bring along, and what the table calls them."""
+DEV = "eval/dev_accuracy"
+
+
+@dataclass(frozen=True)
+class AblateConfig:
+    """What to sweep."""
+
+    sweep: Annotated[str, tyro.conf.Positional]
+    """The name of a sweep: variant, group_size, kl or reward."""
+    preset: str = "tiny"
+    """What the rows change."""
+    seeds: int = 3
+    """Seeds of each row, from 0."""
+    out: Path | None = None
+    """Folder of the runs; runs/ablate/SWEEP where none is given."""
+    report: Path | None = None
+    """Folder of the table and figure; that of the runs where none is given."""
+
+    def __post_init__(self) -> None:
+        if self.sweep not in SWEEPS:
+            raise ValueError(f"unknown sweep {self.sweep!r}; sweeps: {', '.join(SWEEPS)}")
+        if self.preset not in PRESETS:
+            raise ValueError(f"--preset {self.preset}: expected one of {', '.join(PRESETS)}")
+        if self.seeds < 1:
+            raise ValueError(f"--seeds {self.seeds}: must be at least 1")
+
+    @property
+    def folder(self) -> Path:
+        return self.out or Path("runs") / "ablate" / self.sweep
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row under a seed."""
+
+    row: str
+    seed: int
+    folder: Path
+    args: Flags
+
+    def is_done(self) -> bool:
+        stages = self.folder / "stages.json"
+        return stages.is_file() and "evaluation" in json.loads(stages.read_text(encoding="utf-8"))
+
+    def run(self, log: Path, cache: Path) -> bool:
+        """Whether it ended well. What it says goes to `log`."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache.resolve())}
+        with log.open("a", encoding="utf-8") as out:
+            command = [sys.executable, "-m", "experiments.rft", *self.args]
+            return subprocess.run(command, stdout=out, stderr=out, env=environment).returncode == 0
+
+
+def jobs_of(cfg: AblateConfig, flags: Flags) -> list[Job]:
+    """The runs, in an order in which each finds what it starts from."""
+    first, *_ = SWEEPS[cfg.sweep]
+    jobs = []
+    for seed in range(cfg.seeds):
+        for row, changes in SWEEPS[cfg.sweep].items():
+            folder = cfg.folder / row / f"seed{seed}"
+            args = (cfg.preset, *changes, *flags, "--seed", str(seed), "--out", str(folder))
+            if row == first:
+                args += ("--continue-sft",)
+            else:
+                args += ("--init", str(cfg.folder / first / f"seed{seed}" / "sft" / "model"))
+            jobs.append(Job(row, seed, folder, args))
+    return jobs
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the runs of one row say."""
+
+    label: str
+    accuracy: Row
+    dev: list[tuple[float, float]]
+    """Accuracy on dev authors at the start and at the end, for each seed."""
+    gain: tuple[float, float, float] | None
+    """Over the SFT model, on the test authors: mean, low, high."""
+    seconds: float
+    """Of training, a run."""
+
+
+def collect(runs: dict[str, list[Path]], first: str) -> list[Found]:
+    """The rows of runs that are finished; `runs` by row, of the same seeds each."""
+
+    def read(row: str, judge: str) -> tuple[list[Pair], list[Prediction], str]:
+        judged = read_judged([run / "evaluation" / "test" for run in runs[row]])
+        condition = judged.own_condition
+        return judged.pairs, judged.predictions[judge, condition], condition
+
+    def dev(row: str, stage: str) -> list[float]:
+        logs = [read_metrics(run / stage / "metrics.jsonl") for run in runs[row]]
+        return [[x[DEV] for x in log if DEV in x][-1] for log in logs]
+
+    def seconds(row: str, stage: str) -> float:
+        times = [json.loads((run / "stages.json").read_text())[stage] for run in runs[row]]
+        return sum(times) / len(times)
+
+    start = dev(first, "sft")
+    _, of_sft, _ = read(first, "sft")
+    found = []
+    asked = [(label, first, stage) for stage, label in STAGES.items()]
+    for label, row, judge in [*asked, *((row, row, "rft") for row in runs)]:
+        pairs, predictions, condition = read(row, judge)
+        found.append(
+            Found(
+                label,
+                Row(label, condition, summarize(predictions, pairs)),
+                list(zip(start, dev(row, judge), strict=True)),
+                None if judge == "sft" else paired_difference(predictions, of_sft, pairs),
+                seconds(row, judge),
+            )
+        )
+    return found
+
+
+def dev_table(found: Sequence[Found]) -> str:
+    """Markdown: what each row gained, seed by seed."""
+    lines = [
+        "| | dev accuracy, SFT's -> its own, by seed | raised | test minus SFT [95 % interval] | "
+        "seconds |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for row in found:
+        if row.gain is None:
+            continue
+        by_seed = ", ".join(f"{a:.3f} -> {b:.3f}" for a, b in row.dev)
+        raised = sum(b > a for a, b in row.dev)
+        mean, low, high = row.gain
+        lines.append(
+            f"| {row.label} | {by_seed} | {raised} of {len(row.dev)} | "
+            f"{mean:+.3f} [{low:+.3f}, {high:+.3f}] | {row.seconds:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write_table(cfg: AblateConfig, jobs: Sequence[Job], command: str) -> None:
+    """Prints and writes the table of the rows whose runs are all finished."""
+    first, *_ = SWEEPS[cfg.sweep]
+    runs = {
+        row: [job.folder for job in jobs if job.row == row]
+        for row in SWEEPS[cfg.sweep]
+        if all(job.is_done() for job in jobs if job.row == row)
+    }
+    if first not in runs:
+        raise ValueError(f"{cfg.folder}: no run of {first}, which the others are compared with")
+    found = collect(runs, first)
+    folder = cfg.report or cfg.folder
+    rows = [row.accuracy for row in found]
+    folder.mkdir(parents=True, exist_ok=True)
+    accuracy_figure(rows, folder / "accuracy.png")
+    sections = {
+        "Gains": dev_table(found),
+        "Command": f"`{command}`",
+        "Provenance": f"```json\n{json.dumps(provenance(), indent=2)}\n```",
+        "Config of the first run": (runs[first][0] / "config.json").read_text(encoding="utf-8"),
+    }
+    sections["Config of the first run"] = f"```json\n{sections['Config of the first run']}\n```"
+    title = f"{cfg.preset}, by {cfg.sweep.replace('_', ' ')}: unseen authors, {cfg.seeds} seeds"
+    path = write_report(folder, title=title, rows=rows, sections=sections, figures=["accuracy.png"])
+    console = Console()
+    console.print(accuracy_table(rows))
+    print(dev_table(found))
+    print(f"report: {path}")
+
+
+def main(args: Sequence[str]) -> None:
+    """The command line."""
+    words = list(args)
+    flags: Flags = ()
+    if "--" in words:
+        cut = words.index("--")
+        words, flags = words[:cut], tuple(words[cut + 1 :])
+    cfg = cli.parse_flags(AblateConfig, "python -m experiments.ablate", words)
+    jobs = jobs_of(cfg, flags)
+    for job in jobs:  # a flag that no run would take is refused before the first
+        if job.seed == 0:
+            parse_run(PRESETS, "python -m experiments.ablate", job.args)
+    failed = []
+    for number, job in enumerate(jobs, 1):
+        if job.is_done():
+            continue
+        print(f"[{number}/{len(jobs)}] {job.row}, seed {job.seed}", flush=True)
+        log = cfg.folder / "logs" / f"{job.row}-seed{job.seed}.log"
+        if not job.run(log, cfg.folder / "cache"):
+            failed.append(f"{job.row}, seed {job.seed}: see {log}")
+            print(f"failed: {failed[-1]}", flush=True)
+    write_table(cfg, jobs, shlex.join(["python", "-m", "experiments.ablate", *args]))
+    if failed:
+        print("failed:", *failed, sep="\n  ", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.run_main(main)
