@@ -10,6 +10,7 @@ first row's. Finished runs are skipped: the same command goes on after a kill.
 """
 
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -121,7 +122,7 @@ class Found:
     label: str
     accuracy: Row
     dev: list[tuple[float, float]]
-    """Accuracy on dev authors at the start and at the end, for each seed."""
+    """Accuracy on dev authors at the start and when it was last measured, for each seed."""
     gain: tuple[float, float, float] | None
     """Over the SFT model, on the test authors: mean, low, high."""
     seconds: float
@@ -138,7 +139,7 @@ def collect(runs: dict[str, list[Path]], first: str) -> list[Found]:
 
     def dev(row: str, stage: str) -> list[float]:
         logs = [read_metrics(run / stage / "metrics.jsonl") for run in runs[row]]
-        return [[x[DEV] for x in log if DEV in x][-1] for log in logs]
+        return [[math.nan, *(x[DEV] for x in log if DEV in x)][-1] for log in logs]
 
     def seconds(row: str, stage: str) -> float:
         times = [json.loads((run / "stages.json").read_text())[stage] for run in runs[row]]
