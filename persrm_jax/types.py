@@ -112,6 +112,21 @@ class Totals(NamedTuple):
     """Those that carry loss."""
 
 
+class PackedRows(NamedTuple):
+    """The tokens of groups side by side in rows, padding left out. N blocks of R rows each hold the
+    groups of P / N prompts, so that rows are split over devices, and taken in parts, as prompts
+    are."""
+
+    tokens: Int[Any, "N R L"]
+    positions: Int[Any, "N R L"]
+    group_ids: Int[Any, "N R L"]
+    """0 is padding."""
+    member_ids: Int[Any, "N R L"]
+    """0 for a prompt, from 1 on for its completions."""
+    sources: Int[Any, "P G T"]
+    """Where in its block, as one run of R x L tokens, the token before each lies."""
+
+
 class Groups(NamedTuple):
     """G completions for each of P prompts, the latter padded on the left."""
 
@@ -120,6 +135,8 @@ class Groups(NamedTuple):
     tokens: Int[Any, "P G T"]
     mask: Bool[Any, "P G T"]
     """True up to and including the first end token."""
+    packed: PackedRows | None = None
+    """The same tokens once more, where updates take them so."""
 
 
 class Rollout(NamedTuple):

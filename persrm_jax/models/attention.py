@@ -40,33 +40,46 @@ def attention(
     v: Float[Array, "B T K H"],
     segment_ids: Int[Array, "B T"],
     impl: Attention = "auto",
+    member_ids: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B t N H"]:
     """softmax(q k^T / sqrt(H)) v, where a token sees the earlier tokens of its own segment, and
     itself. Queries may be those of the last t tokens alone.
+
+    Args:
+        member_ids: parts of a segment: a token sees only those of member 0 and of its own.
 
     Raises:
         ValueError: `impl` cannot run here.
     """
     if impl == "auto":
-        impl = choose(platform(), k.shape[1], q.shape[3], str(q.dtype))
+        has_members = member_ids is not None
+        impl = choose(platform(), k.shape[1], q.shape[3], str(q.dtype), has_members=has_members)
     match impl:
         case "chunked":
-            return _chunked(q, k, v, segment_ids)
+            return _chunked(q, k, v, segment_ids, member_ids)
         case "cudnn":
             if jax.default_backend() != "gpu":
                 raise ValueError("--compute.attention cudnn: needs an NVIDIA GPU")
             if q.dtype not in (jnp.bfloat16, jnp.float16):
                 raise ValueError("--compute.attention cudnn: needs --compute.dtype bfloat16")
-            mask = segment_mask(segment_ids, q.shape[1])
+            mask = segment_mask(segment_ids, q.shape[1], member_ids)
             return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
         case "splash":
+            if member_ids is not None:
+                raise ValueError(
+                    "--compute.attention splash: cannot keep the completions of a packed row apart "
+                    "(--rft.pack-length); use chunked"
+                )
             return splash_attention(q, k, v, segment_ids)
-    return jax.nn.dot_product_attention(q, k, v, mask=segment_mask(segment_ids, q.shape[1]))
+    mask = segment_mask(segment_ids, q.shape[1], member_ids)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
-def choose(platform: str, length: int, head_width: int, dtype: str) -> Attention:
+def choose(
+    platform: str, length: int, head_width: int, dtype: str, *, has_members: bool = False
+) -> Attention:
     """The implementation for a platform of JAX, a sequence length, a head width and a dtype."""
-    if platform == "tpu" and length >= SPLASH_LANES:
+    if platform == "tpu" and length >= SPLASH_LANES and not has_members:
         return "splash"
     if length > LONG:
         return "chunked"
@@ -75,22 +88,41 @@ def choose(platform: str, length: int, head_width: int, dtype: str) -> Attention
     return "xla"
 
 
-def segment_mask(segment_ids: Int[Array, "B T"], num_queries: int) -> Bool[Array, "B 1 t T"]:
-    """What each of the last t tokens sees: the earlier tokens of its own segment, and itself."""
+def segment_mask(
+    segment_ids: Int[Array, "B T"],
+    num_queries: int,
+    member_ids: Int[Array, "B T"] | None = None,
+) -> Bool[Array, "B 1 t T"]:
+    """What each of the last t tokens sees, as `attention` has it."""
     start = segment_ids.shape[1] - num_queries
-    return _block_mask(segment_ids[:, start:], segment_ids, start)
+    keys = _ids(segment_ids, member_ids)
+    return _block_mask(keys[:, start:], keys, start)
+
+
+def _ids(segment_ids: jax.Array, member_ids: jax.Array | None) -> Int[Array, "B T 2"]:
+    """Segment and member of each token."""
+    members = jnp.zeros_like(segment_ids) if member_ids is None else member_ids
+    return jnp.stack([segment_ids, members], axis=2)
 
 
 def _block_mask(
-    queries: Int[Array, "B t"], keys: Int[Array, "B S"], start: int | Int[Array, ""]
+    queries: Int[Array, "B t 2"], keys: Int[Array, "B S 2"], start: int | Int[Array, ""]
 ) -> Bool[Array, "B 1 t S"]:
-    """The rows of the mask from `start` on, given both sides' segments."""
-    same = queries[:, :, None] == keys[:, None, :]
+    """The rows of the mask from `start` on, given both sides' segments and members."""
+    same = queries[:, :, None, 0] == keys[:, None, :, 0]
+    theirs = keys[:, None, :, 1]
+    same &= (theirs == 0) | (queries[:, :, None, 1] == theirs)
     rows = start + jnp.arange(queries.shape[1])
     return (same & (rows[:, None] >= jnp.arange(keys.shape[1])))[:, None]
 
 
-def _chunked(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def _chunked(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    member_ids: jax.Array | None,
+) -> jax.Array:
     """A loop over blocks of queries, each against all keys. The backward pass computes a block's
     weights again. (Unrolled blocks could stop at their last key, but compilers then overlap
     them, and hold the square after all.)"""
@@ -98,6 +130,7 @@ def _chunked(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -
     first = k.shape[1] - T
     pad = -T % QUERY_BLOCK
     num_blocks = (T + pad) // QUERY_BLOCK
+    ids = _ids(segment_ids, member_ids)
 
     def split(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)))
@@ -105,12 +138,12 @@ def _chunked(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -
 
     @jax.checkpoint
     def block(xs: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        queries, segments, start = xs
-        mask = _block_mask(segments, segment_ids, start)
+        queries, mine, start = xs
+        mask = _block_mask(mine, ids, start)
         return jax.nn.dot_product_attention(queries, k, v, mask=mask)
 
     starts = first + QUERY_BLOCK * jnp.arange(num_blocks)
-    out = jax.lax.map(block, (split(q), split(segment_ids[:, first:]), starts))
+    out = jax.lax.map(block, (split(q), split(ids[:, first:]), starts))
     return out.swapaxes(0, 1).reshape(B, T + pad, N, H)[:, :T]
 
 

@@ -8,7 +8,8 @@ Prefix Grouper's, arXiv 2506.05433.)
 All tokens of a group lie side by side in one row, prompt first, so that every matrix is multiplied
 once. Only attention takes them apart: the prompt's queries see the prompt; a completion's see the
 prompt and the completion, in one softmax. (To merge two softmaxes by their log-sum-exp is silently
-wrong on GPUs, where cuDNN drops its cotangent.)
+wrong on GPUs, where cuDNN drops its cotangent.) `packed_states` has several groups in a row, and no
+padding between them; there a mask takes them apart.
 """
 
 import jax
@@ -64,6 +65,36 @@ def group_states(
     return jnp.concatenate([last, own_states[:, :, :-1]], axis=2)
 
 
+def packed_states(
+    params: Params, cfg: ModelConfig, groups: Groups, compute: ComputeConfig
+) -> Float[Array, "P G T D"]:
+    """The same from rows that hold several groups each, in one masked attention."""
+    assert groups.packed is not None
+    rows, (P, G, T) = groups.packed, groups.tokens.shape
+    N, R, L = rows.tokens.shape
+
+    def flat(x: jax.Array) -> jax.Array:
+        return jnp.reshape(x, (N * R, L))
+
+    group_ids, member_ids = flat(rows.group_ids), flat(rows.member_ids)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+        return attention(q, k, v, group_ids, compute.attention, member_ids), None
+
+    hidden = forward_tokens(params, cfg, flat(rows.tokens), flat(rows.positions), attend, compute)
+    # A device's prompts go to its blocks in turn, so that each finds its tokens on that device.
+    num_devices = jax.sharding.get_abstract_mesh().shape.get("data", 1)
+    blocks = N // num_devices
+    block = jnp.arange(P) % blocks
+    index = block[:, None, None] * (R * L) + rows.sources
+    picked = jnp.take_along_axis(
+        hidden.reshape(num_devices, blocks * R * L, -1),
+        index.reshape(num_devices, -1, 1),
+        axis=1,
+    )
+    return picked.reshape(P, G, T, -1)
+
+
 def plain_rows(groups: Groups) -> Batch:
     """Prompt and completion side by side in a row each, [P * G, S + T]; padding is left of the
     prompt and right of the end."""
@@ -85,8 +116,11 @@ def completion_states(
     """The hidden state before each token of each completion.
 
     Args:
-        shared: whether a prompt is computed once for its group, or with each completion.
+        shared: whether a prompt is computed once for its group, or with each completion. Packed
+            groups always share it.
     """
+    if groups.packed is not None:
+        return packed_states(params, cfg, groups, compute)
     if shared:
         return group_states(params, cfg, groups, compute)
     rows, S = plain_rows(groups), groups.prompt_tokens.shape[1]

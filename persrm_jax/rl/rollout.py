@@ -102,7 +102,7 @@ def judge_rollout(
     Args:
         own: the function that `reward.own` names.
     """
-    _, _, tokens, mask = rollout.groups
+    tokens, mask = rollout.groups.tokens, rollout.groups.mask
     G, T = tokens.shape[1:]
     lengths = mask.sum(axis=2).ravel()
     tokens, mask = tokens.reshape(-1, T), mask.reshape(-1, T)

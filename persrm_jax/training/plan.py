@@ -24,7 +24,7 @@ from persrm_jax.training.rft_metrics import rollout_flops
 from persrm_jax.training.rft_programs import RftBatch, make_rft_programs
 from persrm_jax.training.sft import SftConfig, make_sft_program
 from persrm_jax.training.step import TrainState, abstract_state
-from persrm_jax.types import Batch, Groups
+from persrm_jax.types import Batch, Groups, PackedRows
 
 CPU_RUNTIME = 0.4 * 2**30
 """Bytes that the compiler and the runtime of a CPU hold beside a program's own, whatever its size
@@ -145,6 +145,7 @@ def program(name: str, job: Job, mesh: AnyMesh) -> tuple[Any, tuple[Any, ...], T
         _array(mesh, "bool", P, S),
         _array(mesh, "int32", P, G, T),
         _array(mesh, "bool", P, G, T),
+        _packed(name, job, mesh, P) if job.rft.pack_length else None,
     )
     match name:
         case "rollout":
@@ -168,6 +169,17 @@ def program(name: str, job: Job, mesh: AnyMesh) -> tuple[Any, tuple[Any, ...], T
             )
             return programs.train, (state, batch, frozen), state, frozen
     raise AssertionError(name)
+
+
+def _packed(name: str, job: Job, mesh: AnyMesh, num_prompts: int) -> PackedRows:
+    """The most rows that packing may take: one for each group."""
+    G, T = job.rft.group_size, job.rft.sampling.max_new_tokens
+    num_parts = job.rft.accumulate if name == "rft" else job.rft.num_parts
+    num_blocks = mesh.shape["data"] * num_parts
+    shape = (num_blocks, num_prompts // num_blocks, job.rft.pack_length)
+    tokens, positions, group_ids, member_ids = (_array(mesh, "int32", *shape) for _ in range(4))
+    sources = _array(mesh, "int32", num_prompts, G, T)
+    return PackedRows(tokens, positions, group_ids, member_ids, sources)
 
 
 def _rows(num_rows: int, length: int, mesh: AnyMesh) -> Batch:

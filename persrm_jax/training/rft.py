@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from persrm_jax.chips import peak_flops
 from persrm_jax.compilations import num_compilations
 from persrm_jax.data.batches import batch_indices, bucketed, encode_pairs
+from persrm_jax.data.packed_groups import pack_groups
 from persrm_jax.data.prompts import PromptConfig, questions
 from persrm_jax.distributed import fetch, place
 from persrm_jax.models.config import ComputeConfig, ModelConfig
@@ -80,6 +81,7 @@ def make_rft_step(
     if (ref_params is None) != (not needs_reference(cfg, loss_cfg)):
         raise ValueError("a reference goes with a weight of the KL divergence, and only with it")
     lengths = prompt_lengths(pairs, cfg, tokenizer, prompt, seed)
+    check_pack_length(cfg, max(lengths, default=0))
     schedule = make_schedule(cfg.optimizer, cfg.num_updates)
     programs = make_rft_programs(
         model,
@@ -92,6 +94,18 @@ def make_rft_step(
     split = jax.jit(partial(split_parts, num_parts=cfg.mini_batches))
     sharding = batch_sharding(mesh)
     own = OwnReward(cfg.reward.own, cfg.reward.own_timeout) if cfg.reward.own else None
+
+    def put(groups: Groups) -> Groups:
+        """Onto the mesh."""
+        if cfg.pack_length:
+            packed = pack_groups(
+                groups,
+                cfg.pack_length,
+                num_devices=mesh.shape["data"],
+                num_parts=cfg.num_parts,
+            )
+            groups = groups._replace(packed=packed)
+        return place(groups, sharding)
 
     def draw(policy: Params, key: jax.Array, step: int) -> _Drawn:
         """Rolls out until enough groups have rewards that differ, or `cfg.max_rollouts` times."""
@@ -114,7 +128,7 @@ def make_rft_step(
             )
             rolled = time.perf_counter()
             if cfg.max_rollouts == 1:  # the reference works while the rewards are worked out
-                groups = place(rollout.groups, sharding)
+                groups = put(rollout.groups)
                 ref = None if ref_params is None else programs.score(ref_params, groups)
             judged = judge_rollout(
                 rollout, asked, tokenizer=tokenizer, prompt=prompt, reward=cfg.reward, own=own
@@ -136,7 +150,7 @@ def make_rft_step(
             if missing:  # shapes are fixed: flat groups, which are not kept, fill up
                 parts.append((judged, np.flatnonzero(~judged.varied)[:missing]))
             judged = take_groups(parts)
-            groups = place(judged.rollout.groups, sharding)
+            groups = put(judged.rollout.groups)
             ref = None if ref_params is None else programs.score(ref_params, groups)
         return _Drawn(judged, groups, ref, metrics)
 
@@ -209,12 +223,29 @@ def make_rft_step(
             "time/mfu": flops / (end - scored) / (peak_flops() * mesh.size),
             "time/compilations": float(num_compilations() - compiled),
         }
+        if drawn.groups.packed is not None:
+            scalars["length/padding"] = 1 - num_all / drawn.groups.packed.tokens.size
         texts = {}
         if step % cfg.text_every == 0 or step == cfg.steps - 1:
             texts["rollout/sample"] = describe(judged)
         return state, StepLog(scalars, texts, batch)
 
     return step_fn
+
+
+def check_pack_length(cfg: RftConfig, longest_prompt: int) -> None:
+    """Refuses rows that could not hold a group.
+
+    Raises:
+        ValueError: `cfg.pack_length` is shorter than a group may be.
+    """
+    longest = longest_prompt + cfg.group_size * cfg.sampling.max_new_tokens
+    if 0 < cfg.pack_length < longest:
+        raise ValueError(
+            f"--rft.pack-length {cfg.pack_length}: a group may take {longest} tokens (a prompt of "
+            f"{longest_prompt}, and {cfg.group_size} completions of "
+            f"{cfg.sampling.max_new_tokens}); give at least that"
+        )
 
 
 def _asked(

@@ -30,6 +30,10 @@ class RftConfig:
     shared_prefix: bool = True
     """Whether updates and the reference compute a prompt once for its whole group: the same loss
     and gradients, for less."""
+    pack_length: int = 0
+    """Tokens of a row in updates and the reference, which several groups share with their padding
+    left out; 0: a padded row for each. Spares much where completions differ in length, or groups
+    are short of the longest allowed; attention costs what a row's square does."""
     drop_flat: bool = False
     """Leave groups whose rewards are all equal out of updates, their KL gradient too."""
     max_rollouts: int = 1
@@ -71,6 +75,11 @@ class RftConfig:
                 f"--rft.mini-batches {self.mini_batches}: does not divide --rft.prompts "
                 f"{self.prompts}"
             )
+        if self.pack_length and not self.shared_prefix:
+            raise ValueError(
+                f"--rft.pack-length {self.pack_length}: packed groups share their prompts; remove "
+                "--rft.no-shared-prefix"
+            )
         if self.sampling.temperature == 0:
             raise ValueError("--rft.sampling.temperature 0: a group would have one completion")
         if self.sampling.stop:
@@ -83,6 +92,11 @@ class RftConfig:
     def updates_a_step(self) -> int:
         """Optimizer steps for each rollout."""
         return self.mini_batches * self.epochs
+
+    @property
+    def num_parts(self) -> int:
+        """Parts in which a rollout is gone through once."""
+        return self.mini_batches * self.accumulate
 
     @property
     def num_updates(self) -> int:

@@ -1,5 +1,6 @@
 """A prompt computed once for its group gives what it gives with each completion."""
 
+import re
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from small_model import FAMILIES, SMALL, random_params
 
+from persrm_jax.data.packed_groups import pack_groups
 from persrm_jax.models import attention
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.groups import completion_states, plain_rows
@@ -103,6 +105,76 @@ def test_on_a_mesh(shape: str) -> None:
         )
     assert found[0].sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec("data")), 4)
     assert_same(found, want)
+
+
+def packed_too(groups: Groups, length: int, **split: int) -> Groups:
+    """With their tokens laid side by side as well."""
+    packed = pack_groups(jax.tree.map(np.asarray, groups), length, **split)
+    return groups._replace(packed=jax.tree.map(jnp.asarray, packed))
+
+
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(
+    P=st.integers(1, 4),
+    S=st.integers(1, 9),
+    G=st.integers(1, 4),
+    T=st.integers(1, 7),
+    rows=st.integers(1, 3),
+    seed=st.integers(0, 1000),
+)
+def test_several_groups_in_a_row_are_the_same(
+    P: int, S: int, G: int, T: int, rows: int, seed: int
+) -> None:
+    groups = random_groups(P, S, G, T, seed)
+    params = random_params(SMALL)
+    packed = packed_too(groups, rows * (S + G * T))
+    found = states_and_gradients(params, SMALL, packed, True)
+    assert_same(found, states_and_gradients(params, SMALL, groups, False))
+
+
+@pytest.mark.parametrize("how", ["chunked", "full"])
+def test_packed_rows_however_they_are_computed(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 8)
+    params, groups = random_params(SMALL), random_groups(3, 7, 3, 5)
+    packed = packed_too(groups, 50)
+    assert packed.packed is not None and packed.packed.tokens.shape[1] < 3
+    compute = {"remat": how} if how == "full" else {"attention": how}
+    found = states_and_gradients(params, SMALL, packed, True, **compute)
+    assert_same(found, states_and_gradients(params, SMALL, groups, False))
+
+
+def test_splash_cannot_pack() -> None:
+    packed = packed_too(random_groups(2, 7, 3, 5), 50)
+    with pytest.raises(ValueError, match=r"--compute.attention splash.*--rft.pack-length.*chunked"):
+        states_and_gradients(random_params(SMALL), SMALL, packed, True, attention="splash")
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+@pytest.mark.parametrize("shape", ["8x1", "4x2"])
+def test_packed_rows_on_a_mesh(shape: str, num_parts: int) -> None:
+    """Each device's groups lie in its own rows: nothing but weights is gathered."""
+    size = MeshShape.parse(shape)
+    params, groups = random_params(SMALL), random_groups(16, 7, 3, 5)
+    want = states_and_gradients(params, SMALL, groups, False)
+    packed = packed_too(groups, 50, num_devices=size.data, num_parts=num_parts)
+    mesh = make_mesh(size)
+    with jax.set_mesh(mesh):
+        args = (
+            jax.device_put(params, param_shardings(SMALL, mesh)),
+            jax.device_put(packed, batch_sharding(mesh)),
+        )
+        found = states_and_gradients(args[0], SMALL, args[1], True)
+        text = (
+            jax.jit(lambda p, g: completion_states(p, SMALL, g, ComputeConfig(), shared=True))
+            .lower(*args)
+            .compile()
+            .as_text()
+        )
+    assert found[0].sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec("data")), 4)
+    assert_same(found, want)
+    # Gathered states would be [16 x 3 x 5, D] or [rows, 50, D].
+    gathered = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather", text)
+    assert gathered and not [dims for dims in gathered if "50" in dims.split(",")]
 
 
 def test_it_takes_less_memory_and_work() -> None:
