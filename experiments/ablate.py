@@ -2,7 +2,7 @@
 
     python -m experiments.ablate variant                          # tiny, 3 seeds
     python -m experiments.ablate kl --seeds 1 -- --rft.steps 30   # flags after -- go to every run
-    python -m experiments.ablate variant --report results/variants
+    python -m experiments.ablate variant --jobs 2 --report results/variants
 
 Each row and seed is a run of its own, `OUT/ROW/seedN`, in a process of its own, so that one that
 fails leaves the others alone. Rows that differ in RFT alone start from one SFT model a seed, the
@@ -12,10 +12,13 @@ first row's. Finished runs are skipped: the same command goes on after a kill.
 import json
 import math
 import os
+import queue
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -59,6 +62,8 @@ class AblateConfig:
     """What the rows change."""
     seeds: int = 3
     """Seeds of each row, from 0."""
+    jobs: int = 1
+    """Runs at a time, which share out the CPU cores: small models run faster so than one by one."""
     out: Path | None = None
     """Folder of the runs; runs/ablate/SWEEP where none is given."""
     report: Path | None = None
@@ -69,8 +74,9 @@ class AblateConfig:
             raise ValueError(f"unknown sweep {self.sweep!r}; sweeps: {', '.join(SWEEPS)}")
         if self.preset not in PRESETS:
             raise ValueError(f"--preset {self.preset}: expected one of {', '.join(PRESETS)}")
-        if self.seeds < 1:
-            raise ValueError(f"--seeds {self.seeds}: must be at least 1")
+        for name in ("seeds", "jobs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: must be at least 1")
 
     @property
     def folder(self) -> Path:
@@ -90,13 +96,74 @@ class Job:
         stages = self.folder / "stages.json"
         return stages.is_file() and "evaluation" in json.loads(stages.read_text(encoding="utf-8"))
 
-    def run(self, log: Path, cache: Path) -> bool:
-        """Whether it ended well. What it says goes to `log`."""
+    def run(self, sweep: Path, cores: set[int]) -> bool:
+        """Whether it ended well. What it says goes to `self.log(sweep)`."""
+        log = self.log(sweep)
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache.resolve())}
+        cache = str((sweep / "cache").resolve())
         with log.open("a", encoding="utf-8") as out:
-            command = [sys.executable, "-m", "experiments.rft", *self.args]
-            return subprocess.run(command, stdout=out, stderr=out, env=environment).returncode == 0
+            process = subprocess.Popen(
+                [sys.executable, "-m", "experiments.rft", *self.args],
+                stdout=out,
+                stderr=out,
+                env={**os.environ, "JAX_COMPILATION_CACHE_DIR": cache},
+            )
+            if cores:
+                os.sched_setaffinity(process.pid, cores)
+            return process.wait() == 0
+
+    def log(self, sweep: Path) -> Path:
+        return sweep / "logs" / f"{self.row}-seed{self.seed}.log"
+
+
+def run_jobs(jobs: Sequence[Job], sweep: Path, num_workers: int) -> list[Job]:
+    """Runs what is not done, `num_workers` at a time -> those that failed. A row waits for the
+    first row of its seed, whose SFT model it starts from."""
+    shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+    for share in core_shares(num_workers):
+        shares.put(share)
+    stopping = threading.Event()
+
+    def work(number: int, job: Job, first: Future[bool] | None) -> bool:
+        if first is not None and not first.result():
+            return False
+        if job.is_done():
+            return True
+        cores = shares.get()
+        if stopping.is_set():
+            shares.put(cores)
+            return False
+        print(f"[{number}/{len(jobs)}] {job.row}, seed {job.seed}", flush=True)
+        try:
+            ended_well = job.run(sweep, cores)
+        finally:
+            shares.put(cores)
+        if not ended_well:
+            print(f"failed: {job.row}, seed {job.seed}: see {job.log(sweep)}", flush=True)
+        return ended_well
+
+    # A thread for each: waiting for a first row must not keep a first row waiting.
+    with ThreadPoolExecutor(max_workers=len(jobs)) as pool:
+        firsts: dict[int, Future[bool]] = {}
+        found = []
+        for number, job in enumerate(jobs, 1):
+            found.append(pool.submit(work, number, job, firsts.get(job.seed)))
+            firsts.setdefault(job.seed, found[-1])
+        try:
+            return [job for job, future in zip(jobs, found, strict=True) if not future.result()]
+        except KeyboardInterrupt:  # those that run were told too, and save; no other may begin
+            stopping.set()
+            raise
+
+
+def core_shares(num_workers: int) -> list[set[int]]:
+    """The CPU cores of each worker; empty sets where all have all, or where there are too few."""
+    if num_workers == 1 or not hasattr(os, "sched_getaffinity"):
+        return [set()] * num_workers
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < num_workers:
+        return [set()] * num_workers
+    return [set(cores[i::num_workers]) for i in range(num_workers)]
 
 
 def jobs_of(cfg: AblateConfig, flags: Flags) -> list[Job]:
@@ -225,18 +292,9 @@ def main(args: Sequence[str]) -> None:
     for job in jobs:  # a flag that no run would take is refused before the first
         if job.seed == 0:
             parse_run(PRESETS, "python -m experiments.ablate", job.args)
-    failed = []
-    for number, job in enumerate(jobs, 1):
-        if job.is_done():
-            continue
-        print(f"[{number}/{len(jobs)}] {job.row}, seed {job.seed}", flush=True)
-        log = cfg.folder / "logs" / f"{job.row}-seed{job.seed}.log"
-        if not job.run(log, cfg.folder / "cache"):
-            failed.append(f"{job.row}, seed {job.seed}: see {log}")
-            print(f"failed: {failed[-1]}", flush=True)
+    failed = run_jobs(jobs, cfg.folder, cfg.jobs)
     write_table(cfg, jobs, shlex.join(["python", "-m", "experiments.ablate", *args]))
     if failed:
-        print("failed:", *failed, sep="\n  ", file=sys.stderr)
         sys.exit(1)
 
 

@@ -113,7 +113,7 @@ def packed_too(groups: Groups, length: int, **split: int) -> Groups:
     return groups._replace(packed=jax.tree.map(jnp.asarray, packed))
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=4, deadline=None, derandomize=True)
 @given(
     P=st.integers(1, 4),
     S=st.integers(1, 9),
@@ -149,8 +149,7 @@ def test_splash_cannot_pack() -> None:
         states_and_gradients(random_params(SMALL), SMALL, packed, True, attention="splash")
 
 
-@pytest.mark.parametrize("num_parts", [1, 2])
-@pytest.mark.parametrize("shape", ["8x1", "4x2"])
+@pytest.mark.parametrize(("shape", "num_parts"), [("8x1", 2), ("4x2", 1)])
 def test_packed_rows_on_a_mesh(shape: str, num_parts: int) -> None:
     """Each device's groups lie in its own rows: nothing but weights is gathered."""
     size = MeshShape.parse(shape)

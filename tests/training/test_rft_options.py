@@ -138,6 +138,30 @@ def test_one_update_is_the_mean_over_its_mini_batches_where_nothing_is_learnt(
     assert many.scalars["sampler/checksum"] == one.scalars["sampler/checksum"]
 
 
+def test_packed_groups_learn_the_same_in_whatever_parts(mesh: Mesh, params: Params) -> None:
+    """The reference, the old policy and updates, of a rollout in mini-batches and parts."""
+    cfg = replace(CFG, mini_batches=2, accumulate=2, epochs=2)
+    other = jax.tree.map(lambda x: x * 1.1, params)
+    _, (want,) = run(mesh, params, cfg, LossConfig(kl_coef=0.1), ref=other)
+    _, (found,) = run(mesh, params, replace(cfg, pack_length=512), LossConfig(kl_coef=0.1), other)
+    assert found.scalars["sampler/checksum"] == want.scalars["sampler/checksum"]
+    for tag in ("loss/total", "loss/grad_norm", "kl/mean", "ratio/max"):
+        assert found.scalars[tag] == pytest.approx(want.scalars[tag], rel=1e-4, abs=1e-6), tag
+    mask = np.asarray(want.batch.groups.mask)
+    for name in ("ref_logprobs", "old_logprobs"):
+        ours, theirs = (np.asarray(getattr(log.batch, name))[mask] for log in (found, want))
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    packed = found.batch.groups.packed
+    used = (np.asarray(packed.group_ids) > 0).mean()
+    assert found.scalars["length/padding"] == pytest.approx(1 - used)
+
+
+def test_a_row_too_short_for_a_group_is_refused(mesh: Mesh, params: Params) -> None:
+    match = r"--rft.pack-length 64: a group may take \d+ tokens \(a prompt of \d+, and 2 comp"
+    with pytest.raises(ValueError, match=match):
+        run(mesh, params, replace(CFG, pack_length=64))
+
+
 @pytest.mark.parametrize("drop", [True, False])
 def test_flat_groups_are_dropped_with_their_kl(mesh: Mesh, params: Params, drop: bool) -> None:
     """All answers are wrong: no group has anything to compare, but each a divergence."""
@@ -279,6 +303,7 @@ def test_metrics_of_several_updates_are_averaged() -> None:
         ({"epochs": 0}, "--rft.epochs 0"),
         ({"max_rollouts": 0}, "--rft.max-rollouts 0"),
         ({"prompt_buckets": 0}, "--rft.prompt-buckets 0"),
+        ({"pack_length": 512, "shared_prefix": False}, "--rft.pack-length 512: packed groups"),
         ({"sampling": SamplingConfig(stop=("end",))}, "--rft.sampling.stop end"),
     ],
 )
