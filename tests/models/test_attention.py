@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from persrm_jax.models import attention as module
-from persrm_jax.models.attention import attention, choose, splash_attention
+from persrm_jax.models.attention import attention, choose, segment_mask, splash_attention
 from persrm_jax.models.config import Attention
 from persrm_jax.sharding import MeshShape, make_mesh
 
@@ -119,6 +119,30 @@ def test_who_computes(
     platform: str, length: int, head_width: int, dtype: str, want: Attention
 ) -> None:
     assert choose(platform, length, head_width, dtype) == want
+
+
+def test_members_are_not_for_splash() -> None:
+    assert choose("tpu", 1024, 64, "bfloat16", has_members=True) == "xla"
+    assert choose("tpu", 8192, 64, "bfloat16", has_members=True) == "chunked"
+
+
+def test_a_member_sees_its_segments_first_and_itself() -> None:
+    segments = jnp.array([[1, 1, 1, 1, 2, 2, 0]])
+    members = jnp.array([[0, 1, 1, 2, 0, 1, 0]])
+    want = np.array(
+        [
+            [1, 0, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0, 0],
+            [1, 0, 0, 1, 0, 0, 0],
+            [0, 0, 0, 0, 1, 0, 0],
+            [0, 0, 0, 0, 1, 1, 0],
+            [0, 0, 0, 0, 0, 0, 1],
+        ],
+        bool,
+    )
+    np.testing.assert_array_equal(segment_mask(segments, 7, members)[0, 0], want)
+    np.testing.assert_array_equal(segment_mask(segments, 3, members)[0, 0], want[4:])
 
 
 def test_what_cannot_run_here_says_so() -> None:

@@ -83,6 +83,19 @@ def test_every_program_compiles_on_a_mesh_and_splits_over_it(name: str) -> None:
     assert 0.1 < guessed / ours < 10
 
 
+@pytest.mark.parametrize("name", ["reference", "rft"])
+def test_packed_rows_are_planned_for_at_their_most(name: str) -> None:
+    """A row for each group; longer rows take more."""
+    rft = replace(JOB.rft, mini_batches=2, accumulate=2)
+    mesh = make_mesh(MeshShape(4, 1))
+    short, long = (
+        measure(name, replace(JOB, rft=replace(rft, pack_length=length)), mesh).activations
+        - round(CPU_RUNTIME / 4)
+        for length in (128, 512)
+    )
+    assert 0 < 2 * short < long
+
+
 def test_more_parts_take_less() -> None:
     mesh = make_mesh(MeshShape(1, 1))
     whole = [measure(name, JOB, mesh).activations for name in ("sft", "rft", "reference")]
