@@ -4,7 +4,9 @@
 
 The model and sizes are W1's and W2's of `shared/PEERS.md`: 4 layers of width 256, vocabulary 2,048;
 8 prompts of 256 tokens x 4 completions of 128, and 4 prompts of 768 x 8 completions of 96; no
-reference. The ways take turns in one process; the ratio of medians counts.
+reference. The ways take turns in one process; the ratio of medians counts. Then an update alone on
+ragged groups (prompts and completions of any length up to those), groups padded beside groups
+packed.
 """
 
 import json
@@ -21,6 +23,7 @@ import numpy as np
 
 from benchmarks.train_step import W1 as MODEL
 from persrm_jax import cli
+from persrm_jax.data.packed_groups import pack_groups
 from persrm_jax.jsonl import write_text
 from persrm_jax.models.config import ComputeConfig
 from persrm_jax.models.params import init_params
@@ -82,6 +85,49 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     return {way: {key: median(x) for key, x in times.items()} for way, times in found.items()}
 
 
+def measure_ragged(name: str, rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of an update, and positions computed, with groups padded and packed."""
+    P, G, S, T = WORKLOADS[name]
+    mesh = make_mesh(MeshShape(1, 1))
+    params = init_params(MODEL, jax.random.key(0), mesh)
+    rng = np.random.default_rng(0)
+    prompt_mask = np.arange(S) >= S - rng.integers(1, S + 1, P)[:, None]
+    mask = np.arange(T) < rng.integers(1, T + 1, (P, G))[..., None]
+    tokens, own = (
+        rng.integers(3, MODEL.vocab_size, x.shape, np.int32) for x in (prompt_mask, mask)
+    )
+    padded = Groups(tokens, prompt_mask, own, mask)
+    ways = {
+        "padded": padded,
+        "packed": padded._replace(packed=pack_groups(padded, S + G * T)),
+    }
+    advantages = jnp.asarray(rng.standard_normal((P, G)), jnp.float32)
+    logprobs = jnp.zeros((P, G, T))
+    cfg = RftConfig(prompts=P, group_size=G, sampling=SamplingConfig(T), optimizer=OPTIMIZER)
+    train = make_rft_programs(
+        MODEL, ComputeConfig(), cfg, LossConfig(kl_coef=0.0), ending=Ending((-1,), 0)
+    ).train
+    optimizer = make_optimizer(OPTIMIZER, 100)
+    states = {way: init_state(params, optimizer, jax.random.key(1), mesh) for way in ways}
+    batches = {
+        way: whole_batch(jax.device_put(groups), advantages, logprobs)
+        for way, groups in ways.items()
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for i in range(rounds + 1):
+        for way, batch in batches.items():
+            begin = time.perf_counter()
+            states[way], _ = jax.block_until_ready(train(states[way], batch))
+            if i:
+                seconds[way].append(time.perf_counter() - begin)
+    assert ways["packed"].packed is not None
+    positions = {"padded": P * (S + G * T), "packed": ways["packed"].packed.tokens.size}
+    return {
+        way: {"train_s": median(times), "positions": positions[way]}
+        for way, times in seconds.items()
+    }
+
+
 @dataclass(frozen=True)
 class Config:
     """What to measure."""
@@ -105,8 +151,21 @@ def main(args: Sequence[str]) -> None:
                 f"{x['train_s']:.2f} train), {x['train_temporaries_mib']:,.0f} MiB"
             )
         print(f"{name}: plain / shared {ways['plain']['step_s'] / ways['shared']['step_s']:.2f}")
+    ragged = {name: measure_ragged(name, cfg.rounds) for name in WORKLOADS}
+    for name, rows in ragged.items():
+        padded, packed = rows["padded"], rows["packed"]
+        print(
+            f"{name} ragged: {padded['train_s']:.2f} s an update padded, {packed['train_s']:.2f} "
+            f"packed ({packed['positions'] / padded['positions']:.2f} of the positions): "
+            f"{padded['train_s'] / packed['train_s']:.2f}"
+        )
     if cfg.out is not None:
-        result = {"provenance": provenance(), "workloads": WORKLOADS, "found": found}
+        result = {
+            "provenance": provenance(),
+            "workloads": WORKLOADS,
+            "found": found,
+            "ragged": ragged,
+        }
         write_text(cfg.out, json.dumps(result, indent=2) + "\n")
 
 
