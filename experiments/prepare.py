@@ -72,6 +72,9 @@ def check_fit(cfg: RunConfig) -> None:
             f"--rft.prompts {cfg.rft.prompts}: must be even with --prompt.answer score, which "
             "shows each text of a pair alone"
         )
+    if cfg.rft.rollout_parts > 1:
+        num_pairs = cfg.rft.prompts // cfg.prompt.questions_a_pair
+        check_parts("--rft.rollout-parts", cfg.rft.rollout_parts, num_pairs, cfg.mesh)
     for flag, sampling in (("rft", cfg.rft.sampling), ("eval", cfg.eval.sampling)):
         if cfg.prompt.max_tokens + sampling.max_new_tokens > model.max_positions:
             raise ValueError(

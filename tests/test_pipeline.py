@@ -80,9 +80,9 @@ def _rewards_that_differ() -> Iterator[None]:
     roll_out = persrm_jax.training.rft.roll_out
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
-        rollout = roll_out(*args, **kwargs)
-        ROLLOUTS.append(rollout.groups.tokens)
-        return rollout
+        for asked, rollout in roll_out(*args, **kwargs):
+            ROLLOUTS.append(rollout.groups.tokens)
+            yield asked, rollout
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(persrm_jax.rl.rollout, "parse_judgement", by_length)

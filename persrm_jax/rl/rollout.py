@@ -1,6 +1,6 @@
 """Questions x G completions -> a rollout, and what its texts are worth."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -76,16 +76,32 @@ def roll_out(
     prompt: PromptConfig,
     prompt_length: int,
     mesh: Mesh,
-) -> Rollout:
-    """Samples `group_size` answers to each question, as NumPy arrays."""
+    num_parts: int = 1,
+) -> Iterator[tuple[Sequence[tuple[Pair, Order]], Rollout]]:
+    """Samples `group_size` answers to each question, as NumPy arrays: yields `num_parts` shares of
+    the questions with their rollouts. The device goes on with the next while one is looked at. What
+    is drawn does not depend on the parts.
+
+    Args:
+        asked: a multiple of `num_parts`.
+    """
     pairs, orders = zip(*asked, strict=True)
     ids = encode_pairs(pairs, orders, tokenizer, prompt)
     tokens, mask = left_pad(ids, tokenizer.pad_id, prompt_length)
     keys = sequence_keys(key, len(asked) * group_size)
     sharding = batch_sharding(mesh)
-    out = fetch(generate(params, *place((tokens, mask, keys), sharding)))
-    sampled, mask_, logprobs, forced = (x.reshape(len(asked), group_size, -1) for x in out)
-    return Rollout(Groups(tokens, mask, sampled, mask_), logprobs, forced)
+    size = len(asked) // num_parts
+    starts = range(0, len(asked), size)
+    running = []
+    for at in starts:
+        here, rows = slice(at, at + size), slice(at * group_size, (at + size) * group_size)
+        given = place((tokens[here], mask[here], keys[rows]), sharding)
+        running.append(generate(params, *given))
+    for at, out in zip(starts, running, strict=True):
+        here = slice(at, at + size)
+        sampled, mask_, logprobs, forced = (x.reshape(size, group_size, -1) for x in fetch(out))
+        groups = Groups(tokens[here], mask[here], sampled, mask_)
+        yield asked[here], Rollout(groups, logprobs, forced)
 
 
 def judge_rollout(
@@ -133,6 +149,11 @@ def judge_rollout(
         )
     found = None if own is None else own(records, G)
     return JudgedRollout(rollout, records, *score(records, reward, found))
+
+
+def join_groups(groups: Sequence[Groups]) -> Groups:
+    """Several as one."""
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *groups)
 
 
 def take_groups(parts: Sequence[tuple[JudgedRollout, np.ndarray]]) -> JudgedRollout:

@@ -139,6 +139,8 @@ def program(name: str, job: Job, mesh: AnyMesh) -> tuple[Any, tuple[Any, ...], T
     P, G, T = job.rft.prompts, job.rft.group_size, job.rft.sampling.max_new_tokens
     if name == "rft":
         P //= job.rft.mini_batches
+    if name == "rollout":
+        P //= job.rft.rollout_parts
     S = bucketed(job.prompt_tokens)
     groups = Groups(
         _array(mesh, "int32", P, S),
@@ -212,10 +214,11 @@ def _placed(tree: Params, *sources: Params) -> Params:
 
 
 def kv_cache_bytes(job: Job, mesh: AnyMesh) -> int:
-    """Keys and values of all prompts and completions, a device's share."""
+    """Keys and values of the prompts and completions that decode at once, a device's share."""
     model, shape = job.model, mesh.shape
     prompts = job.rft.prompts * bucketed(job.prompt_tokens)
     slots = prompts + job.num_completions * job.rft.sampling.max_new_tokens
+    slots //= job.rft.rollout_parts
     heads = model.num_kv_heads
     heads = heads // shape["model"] if heads % shape["model"] == 0 else heads
     itemsize = jax.numpy.dtype(job.compute.dtype).itemsize

@@ -30,6 +30,7 @@ from persrm_jax.rl.losses import LossConfig
 from persrm_jax.rl.own_reward import OwnReward
 from persrm_jax.rl.rollout import (
     JudgedRollout,
+    join_groups,
     judge_ending,
     judge_rollout,
     roll_out,
@@ -114,28 +115,42 @@ def make_rft_step(
         missing, ref, num_new = cfg.prompts, None, 0
         for number in range(step * cfg.max_rollouts, (step + 1) * cfg.max_rollouts):
             begin = time.perf_counter()
-            asked = _asked(pairs, cfg, prompt, number, seed)
-            rollout = roll_out(
+            shares = roll_out(
                 policy,
                 programs.generate,
-                asked,
+                _asked(pairs, cfg, prompt, number, seed),
                 cfg.group_size,
                 jax.random.fold_in(key, number),
                 tokenizer=tokenizer,
                 prompt=prompt,
                 prompt_length=lengths[step],
                 mesh=mesh,
+                num_parts=cfg.rollout_parts,
             )
-            rolled = time.perf_counter()
-            if cfg.max_rollouts == 1:  # the reference works while the rewards are worked out
-                groups = put(rollout.groups)
-                ref = None if ref_params is None else programs.score(ref_params, groups)
-            judged = judge_rollout(
-                rollout, asked, tokenizer=tokenizer, prompt=prompt, reward=cfg.reward, own=own
-            )
-            spent["rollout"] += rolled - begin
-            spent["reward"] += time.perf_counter() - rolled
-            num_new += int(rollout.groups.mask.sum())
+            drawn: list[Groups] = []
+            judged_shares = []
+            for asked, rollout in shares:
+                rolled = time.perf_counter()
+                spent["rollout"] += rolled - begin
+                drawn.append(rollout.groups)
+                if cfg.max_rollouts == 1 and len(drawn) == cfg.rollout_parts:
+                    # The reference works while the last rewards are worked out.
+                    groups = put(join_groups(drawn))
+                    ref = None if ref_params is None else programs.score(ref_params, groups)
+                judged_shares.append(
+                    judge_rollout(
+                        rollout,
+                        asked,
+                        tokenizer=tokenizer,
+                        prompt=prompt,
+                        reward=cfg.reward,
+                        own=own,
+                    )
+                )
+                begin = time.perf_counter()
+                spent["reward"] += begin - rolled
+            judged = take_groups([(x, np.arange(len(x.varied))) for x in judged_shares])
+            num_new += int(judged.rollout.groups.mask.sum())
             parts.append((judged, np.flatnonzero(judged.varied)[:missing]))
             missing -= len(parts[-1][1])
             if not missing:

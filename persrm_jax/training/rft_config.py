@@ -24,6 +24,9 @@ class RftConfig:
     epochs: int = 1
     """Times that a rollout is gone through. More than one update in all needs the log-probabilities
     of the policy that drew it, a forward pass more."""
+    rollout_parts: int = 1
+    """Shares of a rollout that decode one after the other: more take less memory for their cache,
+    and the rewards of one are worked out while the next decodes."""
     accumulate: int = 1
     """Parts in which an update, and the reference, take their prompts; more parts take less
     memory."""
@@ -66,7 +69,13 @@ class RftConfig:
             raise ValueError(
                 f"--rft.group-size {self.group_size}: a group needs at least 2 completions"
             )
-        for name in ("mini_batches", "epochs", "max_rollouts", "prompt_buckets"):
+        for name in (
+            "mini_batches",
+            "epochs",
+            "rollout_parts",
+            "max_rollouts",
+            "prompt_buckets",
+        ):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--rft.{flag} {getattr(self, name)}: must be at least 1")

@@ -16,6 +16,7 @@ from persrm_jax.rl.rewards import CompletionRecord, RewardConfig, margin_reward
 from persrm_jax.rl.rollout import (
     JudgedRollout,
     completion_texts,
+    join_groups,
     judge_rollout,
     roll_out,
     take_groups,
@@ -62,11 +63,10 @@ def _judged(
     prompt: PromptConfig = PROMPT,
     own: Any = None,
 ) -> JudgedRollout:
-    asked = questions(pairs, prompt)
-    rollout = roll_out(
+    ((asked, rollout),) = roll_out(
         params,
         generate,
-        asked,
+        questions(pairs, prompt),
         group_size,
         jax.random.key(1),
         tokenizer=BYTES,
@@ -75,6 +75,46 @@ def _judged(
         mesh=mesh,
     )
     return judge_rollout(rollout, asked, tokenizer=BYTES, prompt=prompt, reward=reward, own=own)
+
+
+def test_parts_are_under_way_before_the_first_is_looked_at(mesh: Mesh) -> None:
+    """And draw what they would have drawn together."""
+    asked = questions([_pair(i, "AB", shown=f"text {i}") for i in range(4)], PROMPT)
+    calls: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def generate(
+        params: object, tokens: jax.Array, mask: jax.Array, keys: jax.Array
+    ) -> Completions:
+        calls.append((np.array(tokens), np.array(jax.random.key_data(keys))))
+        return _completions([GOOD_A, GOOD_B, None] * len(tokens), 48)
+
+    def drawn(num_parts: int) -> Any:
+        return roll_out(
+            {},
+            generate,
+            asked,
+            3,
+            jax.random.key(1),
+            tokenizer=BYTES,
+            prompt=PROMPT,
+            prompt_length=96,
+            mesh=mesh,
+            num_parts=num_parts,
+        )
+
+    ((_, whole),) = drawn(1)
+    ((tokens, keys),) = calls
+    calls.clear()
+    shares = drawn(2)
+    first = next(shares)
+    assert len(calls) == 2
+    parts = [first, *shares]
+    assert [question for share, _ in parts for question in share] == asked
+    np.testing.assert_array_equal(np.concatenate([call[0] for call in calls]), tokens)
+    np.testing.assert_array_equal(np.concatenate([call[1] for call in calls]), keys)
+    joined = join_groups([rollout.groups for _, rollout in parts])
+    for one, other in zip(jax.tree.leaves(joined), jax.tree.leaves(whole.groups), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_rows_are_grouped_by_pair_and_rewarded_by_its_order(mesh: Mesh) -> None:

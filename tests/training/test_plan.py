@@ -112,6 +112,8 @@ def test_the_cache_by_hand() -> None:
     slots = 16 * 64 + 64 * 16
     assert kv_cache_bytes(JOB, make_mesh(MeshShape(1, 1))) == slots * 2 * 2 * 8 * 2 * 4
     assert kv_cache_bytes(JOB, make_mesh(MeshShape(4, 2))) == slots * 2 * 2 * 8 * 2 * 4 // 8
+    parts = replace(JOB, rft=replace(JOB.rft, rollout_parts=4))
+    assert kv_cache_bytes(parts, make_mesh(MeshShape(1, 1))) == slots * 2 * 2 * 8 * 2
 
 
 def test_without_a_reference_none_is_planned() -> None:

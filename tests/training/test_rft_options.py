@@ -156,6 +156,17 @@ def test_packed_groups_learn_the_same_in_whatever_parts(mesh: Mesh, params: Para
     assert found.scalars["length/padding"] == pytest.approx(1 - used)
 
 
+@pytest.mark.parametrize("answer", ["scores", "score"])
+def test_a_rollout_in_parts_is_the_same(mesh: Mesh, params: Params, answer: Any) -> None:
+    prompt = replace(PROMPT, answer=answer)
+    (want,), (found,) = (
+        run(mesh, params, replace(CFG, rollout_parts=n), prompt=prompt)[1] for n in (1, 2)
+    )
+    assert found.scalars["sampler/checksum"] == want.scalars["sampler/checksum"]
+    for tag in ("loss/total", "loss/grad_norm", "reward/mean", "reward/std"):
+        assert found.scalars[tag] == pytest.approx(want.scalars[tag], abs=1e-6), tag
+
+
 def test_a_row_too_short_for_a_group_is_refused(mesh: Mesh, params: Params) -> None:
     match = r"--rft.pack-length 64: a group may take \d+ tokens \(a prompt of \d+, and 2 comp"
     with pytest.raises(ValueError, match=match):
