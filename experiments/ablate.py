@@ -10,7 +10,6 @@ first row's. Finished runs are skipped: the same command goes on after a kill.
 """
 
 import json
-import math
 import os
 import queue
 import shlex
@@ -31,7 +30,6 @@ from experiments.report import read_judged
 from persrm_jax import cli
 from persrm_jax.evaluation.report import Row, accuracy_figure, accuracy_table, write_report
 from persrm_jax.evaluation.statistics import paired_difference, summarize
-from persrm_jax.metrics import read_metrics
 from persrm_jax.runs import provenance
 from persrm_jax.types import Pair, Prediction
 
@@ -49,7 +47,6 @@ SWEEPS: dict[str, dict[str, Flags]] = {
 """Rows by name and the flags that make each. All of these differ in RFT alone."""
 STAGES = {"sft": "sft", "sft_continued": "sft, continued"}
 """Rows that the first row's runs bring along, and what the table calls them."""
-DEV = "eval/dev_accuracy"
 
 
 @dataclass(frozen=True)
@@ -173,7 +170,8 @@ def jobs_of(cfg: AblateConfig, flags: Flags) -> list[Job]:
     for seed in range(cfg.seeds):
         for row, changes in SWEEPS[cfg.sweep].items():
             folder = cfg.folder / row / f"seed{seed}"
-            args = (cfg.preset, *changes, *flags, "--seed", str(seed), "--out", str(folder))
+            own = ("--eval.dev", "--seed", str(seed), "--out", str(folder))
+            args = (cfg.preset, *changes, *flags, *own)
             if row == first:
                 args += ("--continue-sft",)
             else:
@@ -188,8 +186,9 @@ class Found:
 
     label: str
     accuracy: Row
+    """On test authors."""
     dev: list[tuple[float, float]]
-    """Accuracy on dev authors at the start and when it was last measured, for each seed."""
+    """Accuracy on dev authors, the SFT model's and its own, for each seed."""
     gain: tuple[float, float, float] | None
     """Over the SFT model, on the test authors: mean, low, high."""
     seconds: float
@@ -199,25 +198,28 @@ class Found:
 def collect(runs: dict[str, list[Path]], first: str) -> list[Found]:
     """The rows of runs that are finished; `runs` by row, of the same seeds each."""
 
-    def read(row: str, judge: str) -> tuple[list[Pair], list[Prediction], str]:
-        judged = read_judged([run / "evaluation" / "test" for run in runs[row]])
+    def read(folders: Sequence[Path], judge: str) -> tuple[list[Pair], list[Prediction], str]:
+        judged = read_judged(folders)
         condition = judged.own_condition
         return judged.pairs, judged.predictions[judge, condition], condition
 
-    def dev(row: str, stage: str) -> list[float]:
-        logs = [read_metrics(run / stage / "metrics.jsonl") for run in runs[row]]
-        return [[math.nan, *(x[DEV] for x in log if DEV in x)][-1] for log in logs]
+    def test(row: str) -> list[Path]:
+        return [run / "evaluation" / "test" for run in runs[row]]
+
+    def dev(row: str, judge: str) -> list[float]:
+        found = [read([run / "evaluation" / "dev"], judge) for run in runs[row]]
+        return [summarize(predictions, pairs).mean for pairs, predictions, _ in found]
 
     def seconds(row: str, stage: str) -> float:
         times = [json.loads((run / "stages.json").read_text())[stage] for run in runs[row]]
         return sum(times) / len(times)
 
     start = dev(first, "sft")
-    _, of_sft, _ = read(first, "sft")
+    _, of_sft, _ = read(test(first), "sft")
     found = []
     asked = [(label, first, stage) for stage, label in STAGES.items()]
     for label, row, judge in [*asked, *((row, row, "rft") for row in runs)]:
-        pairs, predictions, condition = read(row, judge)
+        pairs, predictions, condition = read(test(row), judge)
         found.append(
             Found(
                 label,

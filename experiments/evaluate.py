@@ -38,12 +38,14 @@ from persrm_jax.types import Document, Pair
 
 
 def evaluate_run(cfg: RunConfig, run: RunFolder, mesh: Mesh) -> None:
-    """Scores the run's test authors, and training authors' unseen texts."""
+    """Scores the run's test authors, training authors' unseen texts, and if asked dev authors."""
     documents = read_records(run.path / "documents.jsonl", Document)
     sets = {
         "test": load_pairs(run.path, "test"),
         "seen": read_records(run.path / "pairs_seen.jsonl", Pair),
     }
+    if cfg.eval.dev:
+        sets["dev"] = load_pairs(run.path, "dev")
     with run.stage("evaluation"):
         for name, pairs in sets.items():
             folder = run.path / "evaluation" / name

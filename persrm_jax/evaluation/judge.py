@@ -36,6 +36,8 @@ class EvalConfig:
     """Evaluate only the first so many pairs (0: all)."""
     max_dev_pairs: int = 64
     """Pairs of dev authors for the evaluations during training."""
+    dev: bool = False
+    """Score all pairs of dev authors too after training: what a choice between runs may look at."""
 
 
 JudgePairs = Callable[[Params, Sequence[Pair], str, str], list[Prediction]]
