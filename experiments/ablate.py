@@ -274,7 +274,8 @@ def write_table(cfg: AblateConfig, jobs: Sequence[Job], command: str) -> None:
         "Config of the first run": (runs[first][0] / "config.json").read_text(encoding="utf-8"),
     }
     sections["Config of the first run"] = f"```json\n{sections['Config of the first run']}\n```"
-    title = f"{cfg.preset}, by {cfg.sweep.replace('_', ' ')}: unseen authors, {cfg.seeds} seeds"
+    seeds = "1 seed" if cfg.seeds == 1 else f"{cfg.seeds} seeds"
+    title = f"{cfg.preset}, by {cfg.sweep.replace('_', ' ')}: unseen authors, {seeds}"
     path = write_report(folder, title=title, rows=rows, sections=sections, figures=["accuracy.png"])
     console = Console()
     console.print(accuracy_table(rows))

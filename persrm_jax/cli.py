@@ -100,7 +100,7 @@ def _sentence(box: str) -> str:
     texts = [" ".join(line.strip(" │") for line in b.splitlines()).strip() for b in blocks]
     texts = [text for text in texts if text]
     message = texts[0] if "─" in box else texts[1]  # without a terminal the title is a block
-    return re.sub(r"^Error parsing \S+: (?=--)", "", message)
+    return re.sub(r"^Error parsing (\w*Config: |\S+: (?=--))", "", message)
 
 
 def _flags(kind: Any, prefix: str = "--") -> list[str]:

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+import experiments.ablate
 import experiments.convert
 import experiments.evaluate
 import experiments.report
@@ -194,6 +195,19 @@ def test_evaluating_what_is_no_run(refused: Refused, tmp_path: Path) -> None:
     experiments.synthesize.main([*SMALL, "--out", str(tmp_path / "run")])
     sentence = refused(experiments.evaluate, "--run", "run", "--json", "OUT.json")
     assert "no stage of training has finished" in sentence
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["variants"], "unknown sweep 'variants'; sweeps: variant, "),
+        (["kl", "--preset", "small"], "--preset small: expected one of tiny, "),
+        (["kl", "--seeds", "0"], "--seeds 0: must be at least 1"),
+        (["kl", "--", "--rft.stepz", "3"], "unknown flag --rft.stepz (did you mean --rft.steps?)"),
+    ],
+)
+def test_sweeping_what_is_no_sweep(refused: Refused, args: list[str], sentence: str) -> None:
+    assert refused(experiments.ablate, *args).startswith(sentence)
 
 
 def test_reporting_what_is_no_run(refused: Refused) -> None:

@@ -1,0 +1,142 @@
+"""A sweep's runs and its table."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments.ablate import (
+    SWEEPS,
+    AblateConfig,
+    collect,
+    core_shares,
+    dev_table,
+    jobs_of,
+    main,
+    run_jobs,
+)
+from experiments.presets import PRESETS, parse_run
+from persrm_jax.jsonl import write_records
+from persrm_jax.types import Order, Pair, Prediction, right_verdict
+
+TINIEST = (
+    "--sft.steps 2 --sft.batch-size 4 --sft.eval-every 0 --rft.steps 1 --rft.prompts 2 "
+    "--rft.group-size 2 --rft.eval-every 0 --rft.sampling.max-new-tokens 8 --eval.batch-size 4 "
+    "--eval.sampling.max-new-tokens 8 --eval.max-pairs 2 --pairs.num-train 40 --pairs.num-dev 12 "
+    "--pairs.num-test 12 --pairs.num-seen 12 --personas.num-personas 40"
+).split()
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_every_row_is_a_run_that_starts_from_the_first_rows_sft(sweep: str, tmp_path: Path) -> None:
+    cfg = AblateConfig(sweep, seeds=2, out=tmp_path)
+    jobs = jobs_of(cfg, ("--rft.steps", "7"))
+    first, *others = SWEEPS[sweep]
+    assert [(job.seed, job.row) for job in jobs] == [
+        (seed, row) for seed in (0, 1) for row in (first, *others)
+    ]
+    made = [parse_run(PRESETS, "prog", job.args) for job in jobs]
+    assert len({str(replace(run, out=None, init=None, continue_sft=False)) for run in made}) == len(
+        jobs
+    ), "no two rows are alike"
+    for job, run in zip(jobs, made, strict=True):
+        assert (run.seed, run.out, run.rft.steps, run.eval.dev) == (job.seed, job.folder, 7, True)
+        start = tmp_path / first / f"seed{job.seed}" / "sft" / "model"
+        assert run.init == (None if job.row == first else start)
+        assert run.continue_sft == (job.row == first)
+
+
+def test_workers_share_out_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5, 6, 7, 8}, raising=False)
+    assert core_shares(1) == [set()]
+    assert core_shares(2) == [{4, 6, 8}, {5, 7}]
+    assert core_shares(6) == [set()] * 6
+
+
+def test_a_run_that_fails_is_named_and_rows_that_need_it_wait_in_vain(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cfg = AblateConfig("kl", seeds=1, jobs=2, out=tmp_path)
+    jobs = jobs_of(cfg, ("--data", str(tmp_path / "none.jsonl")))
+    assert run_jobs(jobs, cfg.folder, 2) == jobs
+    said = capfd.readouterr().out
+    assert (
+        said.count("seed 0") == 2
+        and f"failed: kl=1e-3, seed 0: see {jobs[0].log(tmp_path)}" in said
+    )
+    assert "none.jsonl" in jobs[0].log(tmp_path).read_text()
+    assert not jobs[1].log(tmp_path).exists()
+
+
+def _run(folder: Path, seconds: float, credits: dict[str, dict[str, list[int]]]) -> Path:
+    """A finished run; `credits` by set and judge: 1 where a pair is judged right in both orders."""
+    folder.mkdir(parents=True)
+    stages = {"sft": 1.0, "sft_continued": 2.0, "rft": seconds, "evaluation": 3.0}
+    (folder / "stages.json").write_text(json.dumps(stages))
+    for name, judges in credits.items():
+        count = len(next(iter(judges.values())))
+        pairs = [
+            Pair(
+                f"p{i}", f"a{i}", "test", "d", "", ("x",), ("1",), "c", "2", "r", "3", f"b{i}",
+                "other_author", "AB", "human", 0,
+            )
+            for i in range(count)
+        ]  # fmt: skip
+        where = folder / "evaluation" / name
+        write_records(where / "pairs.jsonl", pairs)
+        for judge, values in judges.items():
+            orders: tuple[Order, ...] = ("AB", "BA")
+            rows = [
+                Prediction(
+                    f"p{i}", order, "1", judge, 0, 0, None, None,
+                    right_verdict(order) if value else "tie", True, 1, "",
+                )
+                for i, value in enumerate(values)
+                for order in orders
+            ]  # fmt: skip
+            write_records(where / f"{judge}.1.jsonl", rows)
+    return folder
+
+
+def test_the_table_by_hand(tmp_path: Path) -> None:
+    """Right counts 1, a tie one half."""
+    runs: dict[str, list[Path]] = {"grpo": [], "rloo": []}
+    for seed, gained in enumerate([1, 0]):
+        sets = {
+            "test": {"sft": [1, 0], "sft_continued": [1, 1], "rft": [1, gained]},
+            "dev": {"sft": [1, 0, 0, 0], "sft_continued": [1, 1, 0, 0], "rft": [1, gained, 0, 0]},
+        }
+        runs["grpo"].append(_run(tmp_path / "grpo" / f"seed{seed}", 10.0 + seed, sets))
+        alone = {name: {"rft": [1] * len(judges["sft"])} for name, judges in sets.items()}
+        runs["rloo"].append(_run(tmp_path / "rloo" / f"seed{seed}", 20.0, alone))
+    found = collect(runs, "grpo")
+    assert [row.label for row in found] == ["sft", "sft, continued", "grpo", "rloo"]
+    assert [row.accuracy.accuracy.mean for row in found] == [0.75, 1.0, 0.875, 1.0]
+    gains = [None if row.gain is None else row.gain[0] for row in found]
+    assert gains == [None, 0.25, 0.125, 0.25]
+    assert [row.dev for row in found[1:]] == [
+        [(0.625, 0.75)] * 2,
+        [(0.625, 0.75), (0.625, 0.625)],
+        [(0.625, 1.0)] * 2,
+    ]
+    assert [row.seconds for row in found] == [1.0, 2.0, 10.5, 20.0]
+    table = dev_table(found)
+    assert "| grpo | 0.625 -> 0.750, 0.625 -> 0.625 | 1 of 2 | +0.125" in table
+    assert "| rloo | 0.625 -> 1.000, 0.625 -> 1.000 | 2 of 2 | +0.250" in table
+    assert table.count("\n") == 5
+
+
+@pytest.mark.slow
+def test_a_sweep_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows; done runs are not run again."""
+    rows = {name: SWEEPS["variant"][name] for name in ("grpo", "rloo")}
+    monkeypatch.setitem(SWEEPS, "variant", rows)
+    args = ["variant", "--seeds", "1", "--jobs", "2", "--out", str(tmp_path), "--", *TINIEST]
+    main(args)
+    report = (tmp_path / "report.md").read_text()
+    assert "| rloo |" in report and "sft, continued" in report and "1 seeds" not in report
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/seed0/**/*.jsonl")}
+    main(args)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/seed0/**/*.jsonl")} == before
