@@ -39,9 +39,9 @@ SWEEPS: dict[str, dict[str, Flags]] = {
     "group_size": {f"G={n}": ("--rft.group-size", str(n)) for n in (8, 4, 16)},
     "kl": {f"kl={x}": ("--loss.kl-coef", x) for x in ("1e-3", "0", "1e-2", "1e-1")},
     "reward": {
-        "correct and margin": (),
-        "correct": ("--rft.reward.margin", "0", "--rft.reward.correct", "1"),
-        "margin": ("--rft.reward.correct", "0"),
+        "correct": (),
+        "margin": ("--rft.reward.correct", "0", "--rft.reward.margin", "1"),
+        "both": ("--rft.reward.correct", "0.5", "--rft.reward.margin", "1"),
     },
 }
 """Rows by name and the flags that make each. All of these differ in RFT alone."""

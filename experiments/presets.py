@@ -72,11 +72,12 @@ class RunConfig:
 
 
 # SFT ends while its model still errs, or no group would have both right and wrong completions to
-# learn from. The margin makes rewards within a group differ even where all verdicts agree.
+# learn from. At temperature 1 most of what RFT learns is to sample as well as it answers greedily.
 TINY = RunConfig(
     preset="tiny",
     model="tiny",
-    pairs=PairConfig(num_exemplars=1, num_train=4000, num_dev=64, num_test=400, num_seen=60),
+    personas=PersonaConfig(texts=64),
+    pairs=PairConfig(num_exemplars=1, num_train=4000, num_dev=400, num_test=400, num_seen=60),
     prompt=PromptConfig(template="compact", max_tokens=512),
     teacher=TeacherConfig(num_facts=5),
     sft=SftConfig(
@@ -89,10 +90,9 @@ TINY = RunConfig(
     ),
     rft=RftConfig(
         steps=60,
-        prompts=16,
+        prompts=32,
         group_size=8,
-        sampling=SamplingConfig(max_new_tokens=64),
-        reward=RewardConfig(correct=0.5, margin=1.0),
+        sampling=SamplingConfig(max_new_tokens=64, temperature=0.7),
         optimizer=OptimizerConfig(learning_rate=1.5e-4, schedule="cosine", warmup_steps=5),
         eval_every=20,
     ),

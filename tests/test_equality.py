@@ -19,7 +19,10 @@ from persrm_jax.models.load import load_model
 from persrm_jax.sharding import MeshShape, make_mesh
 from persrm_jax.types import Prediction
 
-DATA = "--pairs.num-train 1000 --pairs.num-dev 8 --pairs.num-test 8 --pairs.num-seen 0".split()
+DATA = (
+    "--personas.texts 16 --pairs.num-train 1000 --pairs.num-dev 8 --pairs.num-test 8 "
+    "--pairs.num-seen 0"
+).split()
 SFT = ["--sft.steps", "20", "--sft.save-every", "50"]
 RFT = (
     "--rft.steps 10 --rft.prompts 8 --rft.group-size 4 --rft.eval-every 0 --eval.max-pairs 4 "

@@ -8,7 +8,10 @@ import pytest
 import experiments.rft
 from persrm_jax.metrics import read_metrics
 
-DATA = "--pairs.num-train 200 --pairs.num-dev 8 --pairs.num-test 8 --pairs.num-seen 0".split()
+DATA = (
+    "--personas.texts 16 --pairs.num-train 200 --pairs.num-dev 8 --pairs.num-test 8 "
+    "--pairs.num-seen 0"
+).split()
 STEPS = (
     "--sft.steps 20 --sft.eval-every 0 --rft.steps 200 --rft.prompts 2 --rft.group-size 4 "
     "--rft.eval-every 0 --rft.save-every 50 --rft.prompt-buckets 3 --rft.sampling.rows 2 "
