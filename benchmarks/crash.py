@@ -36,10 +36,10 @@ from persrm_jax.sharding import MeshShape, make_mesh
 
 STAGES = ("sft", "rft")
 FLAGS = (
-    "--personas.texts 16 --sft.steps 100 --sft.save-every 10 --sft.eval-every 30 "
-    "--sft.stop-accuracy 2 --pairs.num-train 400 --eval.max-dev-pairs 8 --rft.steps 12 --rft.prompts 8 "
-    "--rft.group-size 4 --rft.save-every 2 --rft.eval-every 4 --rft.sampling.max-new-tokens 64 "
-    "--eval.max-pairs 2 --eval.batch-size 8"
+    "--personas.texts 16 --pairs.num-train 400 --sft.steps 100 --sft.save-every 10 "
+    "--sft.eval-every 30 --sft.stop-accuracy 2 --eval.max-dev-pairs 8 --rft.steps 12 "
+    "--rft.prompts 8 --rft.group-size 4 --rft.save-every 2 --rft.eval-every 4 "
+    "--rft.sampling.max-new-tokens 64 --eval.max-pairs 2 --eval.batch-size 8"
 ).split()
 NEXT = 20
 """Steps that are compared after a restart over another mesh."""
