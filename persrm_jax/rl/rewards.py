@@ -49,7 +49,8 @@ class RewardConfig:
     """Tokens of that buffer; 0: a fifth of the longest allowed, as DAPO has it."""
     kl: float = 0.0
     """Nats that a completion's log-probability lies above the reference's, times this, are
-    subtracted (k1 in the reward, RLOO's place for it)."""
+    subtracted (k1 in the reward, RLOO's place for it). Whether a group's rewards are all equal is
+    asked before."""
     own: str = ""
     """A function of one's own, FILE.py:NAME or package.module:NAME: from the list of a group's
     `CompletionRecord`s to the list of their rewards."""

@@ -172,3 +172,8 @@ def take_groups(parts: Sequence[tuple[JudgedRollout, np.ndarray]]) -> JudgedRoll
         },
         np.concatenate([judged.rewards[some] for judged, some in rows]),
     )
+
+
+def join_judged(parts: Sequence[JudgedRollout]) -> JudgedRollout:
+    """Several as one."""
+    return take_groups([(judged, np.arange(len(judged.varied))) for judged in parts])

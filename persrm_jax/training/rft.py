@@ -31,6 +31,7 @@ from persrm_jax.rl.own_reward import OwnReward
 from persrm_jax.rl.rollout import (
     JudgedRollout,
     join_groups,
+    join_judged,
     judge_ending,
     judge_rollout,
     roll_out,
@@ -149,7 +150,7 @@ def make_rft_step(
                 )
                 begin = time.perf_counter()
                 spent["reward"] += begin - rolled
-            judged = take_groups([(x, np.arange(len(x.varied))) for x in judged_shares])
+            judged = join_judged(judged_shares)
             num_new += int(judged.rollout.groups.mask.sum())
             parts.append((judged, np.flatnonzero(judged.varied)[:missing]))
             missing -= len(parts[-1][1])
@@ -157,7 +158,7 @@ def make_rft_step(
                 break
         metrics = {f"time/{phase}_s": seconds for phase, seconds in spent.items()}
         metrics |= {
-            **rollout_metrics(judged),
+            **rollout_metrics(join_judged([x for x, _ in parts])),
             "time/rollout_tokens_per_s": num_new / spent["rollout"],
             "reward/rollouts": float(len(parts)),
         }

@@ -213,6 +213,9 @@ def test_rollouts_go_on_until_enough_groups_differ(mesh: Mesh, params: Params) -
         np.testing.assert_array_equal(kept, np.abs(advantages).max(axis=1) > 0)
         assert not np.asarray(batch.counts)[~kept].any()
         assert log.scalars["reward/kept_groups"] == kept.mean()
+        # Over all that was drawn, not the groups kept, nor the last rollout's.
+        num_varied = log.scalars["reward/varied_groups"] * 4 * number
+        assert num_varied >= 4 - 1e-6 if kept.all() else num_varied == pytest.approx(kept.sum())
 
 
 def test_rollouts_of_a_step_ask_about_pairs_of_their_own(mesh: Mesh, params: Params) -> None:
