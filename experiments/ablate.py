@@ -9,10 +9,12 @@ fails leaves the others alone. Rows that differ in RFT alone start from one SFT 
 first row's. Finished runs are skipped: the same command goes on after a kill.
 """
 
+import ctypes
 import json
 import os
 import queue
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -25,12 +27,12 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from experiments.presets import PRESETS, parse_run
+from experiments.presets import FREE_FIELDS, PRESETS, RunConfig, parse_run
 from experiments.report import read_judged
 from persrm_jax import cli
 from persrm_jax.evaluation.report import Row, accuracy_figure, accuracy_table, write_report
 from persrm_jax.evaluation.statistics import paired_difference, summarize
-from persrm_jax.runs import provenance
+from persrm_jax.runs import RunFolder, provenance
 from persrm_jax.types import Pair, Prediction
 
 Flags = tuple[str, ...]
@@ -45,6 +47,10 @@ SWEEPS: dict[str, dict[str, Flags]] = {
     },
 }
 """Rows by name and the flags that make each. All of these differ in RFT alone."""
+NOT_AFTER = ("--init", "--seed", "--out", "--continue-sft", "--eval.dev")
+"""Flags that a sweep sets itself."""
+PR_SET_PDEATHSIG = 1
+"""`man 2 prctl`."""
 STAGES = {"sft": "sft", "sft_continued": "sft, continued"}
 """Rows that the first row's runs bring along, and what the table calls them."""
 
@@ -90,8 +96,19 @@ class Job:
     args: Flags
 
     def is_done(self) -> bool:
-        stages = self.folder / "stages.json"
-        return stages.is_file() and "evaluation" in json.loads(stages.read_text(encoding="utf-8"))
+        """Whether its folder holds this very run, finished.
+
+        Raises:
+            ValueError: the folder holds a run with other settings.
+        """
+        if not (self.folder / "stages.json").is_file():
+            return False
+        return RunFolder(self.folder, self.config, free=FREE_FIELDS).is_done("evaluation")
+
+    @property
+    def config(self) -> RunConfig:
+        """What its flags say."""
+        return parse_run(PRESETS, "python -m experiments.ablate", self.args)
 
     def run(self, sweep: Path, cores: set[int]) -> bool:
         """Whether it ended well. What it says goes to `self.log(sweep)`."""
@@ -104,6 +121,7 @@ class Job:
                 stdout=out,
                 stderr=out,
                 env={**os.environ, "JAX_COMPILATION_CACHE_DIR": cache},
+                preexec_fn=_end_with_parent,
             )
             if cores:
                 os.sched_setaffinity(process.pid, cores)
@@ -111,6 +129,13 @@ class Job:
 
     def log(self, sweep: Path) -> Path:
         return sweep / "logs" / f"{self.row}-seed{self.seed}.log"
+
+
+def _end_with_parent() -> None:
+    """Linux tells a run to save and stop when whoever started it is gone, so that the same command
+    does not find it still at work."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def run_jobs(jobs: Sequence[Job], sweep: Path, num_workers: int) -> list[Job]:
@@ -255,13 +280,15 @@ def dev_table(found: Sequence[Found]) -> str:
 def write_table(cfg: AblateConfig, jobs: Sequence[Job], command: str) -> None:
     """Prints and writes the table of the rows whose runs are all finished."""
     first, *_ = SWEEPS[cfg.sweep]
-    runs = {
-        row: [job.folder for job in jobs if job.row == row]
-        for row in SWEEPS[cfg.sweep]
-        if all(job.is_done() for job in jobs if job.row == row)
-    }
-    if first not in runs:
+    done = [job for job in jobs if job.is_done()]
+    seeds = [job.seed for job in done if job.row == first]
+    if not seeds:
         raise ValueError(f"{cfg.folder}: no run of {first}, which the others are compared with")
+    runs = {
+        row: [job.folder for job in done if job.row == row and job.seed in seeds]
+        for row in SWEEPS[cfg.sweep]
+    }
+    runs = {row: folders for row, folders in runs.items() if len(folders) == len(seeds)}
     found = collect(runs, first)
     folder = cfg.report or cfg.folder
     rows = [row.accuracy for row in found]
@@ -274,8 +301,8 @@ def write_table(cfg: AblateConfig, jobs: Sequence[Job], command: str) -> None:
         "Config of the first run": (runs[first][0] / "config.json").read_text(encoding="utf-8"),
     }
     sections["Config of the first run"] = f"```json\n{sections['Config of the first run']}\n```"
-    seeds = "1 seed" if cfg.seeds == 1 else f"{cfg.seeds} seeds"
-    title = f"{cfg.preset}, by {cfg.sweep.replace('_', ' ')}: unseen authors, {seeds}"
+    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    title = f"{cfg.preset}, by {cfg.sweep.replace('_', ' ')}: unseen authors, {named}"
     path = write_report(folder, title=title, rows=rows, sections=sections, figures=["accuracy.png"])
     console = Console()
     console.print(accuracy_table(rows))
@@ -292,9 +319,12 @@ def main(args: Sequence[str]) -> None:
         words, flags = words[:cut], tuple(words[cut + 1 :])
     cfg = cli.parse_flags(AblateConfig, "python -m experiments.ablate", words)
     jobs = jobs_of(cfg, flags)
-    for job in jobs:  # a flag that no run would take is refused before the first
-        if job.seed == 0:
-            parse_run(PRESETS, "python -m experiments.ablate", job.args)
+    for flag in flags:
+        if flag.split("=")[0] in NOT_AFTER:
+            raise ValueError(f"{flag}: the sweep sets it; give it none after --")
+    for job in jobs:  # a flag that no run would take, or another's folder, is refused at once
+        parse_run(PRESETS, "python -m experiments.ablate", job.args)
+        job.is_done()
     failed = run_jobs(jobs, cfg.folder, cfg.jobs)
     write_table(cfg, jobs, shlex.join(["python", "-m", "experiments.ablate", *args]))
     if failed:

@@ -72,6 +72,11 @@ def check_fit(cfg: RunConfig) -> None:
             f"--rft.prompts {cfg.rft.prompts}: must be even with --prompt.answer score, which "
             "shows each text of a pair alone"
         )
+    if cfg.rft.pack_length and cfg.compute.attention == "splash":
+        raise ValueError(
+            f"--rft.pack-length {cfg.rft.pack_length}: --compute.attention splash cannot keep the "
+            "completions of a row apart; use chunked or auto"
+        )
     if cfg.rft.rollout_parts > 1:
         num_pairs = cfg.rft.prompts // cfg.prompt.questions_a_pair
         check_parts("--rft.rollout-parts", cfg.rft.rollout_parts, num_pairs, cfg.mesh)

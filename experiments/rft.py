@@ -94,7 +94,8 @@ def matched_steps(cfg: RunConfig, model: Model, traces: Sequence[Trace], prompt_
 
     RFT: prefill once a group, decode, forward for the reference and for the old policy, forward and
     backward. SFT: forward and backward. Padding counts, since it is computed; a prompt that a
-    group shares counts once.
+    group shares counts once. (With
+    --rft.pack-length RFT computes less padding than is counted here, in the rival's favour.)
     """
     rows = encode_traces(traces, model.tokenizer, cfg.prompt)
     length = cfg.sft.pack_length or bucketed(max(rows.lengths))

@@ -10,6 +10,7 @@ from persrm_jax.data.synonyms import SYNONYMS
 
 NUM_CHANGES = (3, 4)
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
+_TITLES = frozenset("Mr Mrs Ms Dr St No Gen Gov Rev Sen Rep Prof Sir Lt Col Capt".split())
 _SENTENCE_END = re.compile(r"[.!?:]['\"”’)\]]*\s+[\"“‘'(\[]*\Z|\n\s*[\"“‘'(\[]*\Z|\A[\"“‘'(\[]*\Z")
 
 
@@ -75,13 +76,18 @@ def _names(words: Sequence[str], gaps: Sequence[str]) -> set[str]:
     """Words that are capital within a sentence somewhere, and words in capitals."""
     inside = {
         word
-        for word, gap in zip(words, gaps, strict=False)
-        if word[0].isupper() and not _SENTENCE_END.search(gap)
+        for i, word in enumerate(words)
+        if word[0].isupper() and not _starts_sentence(words, gaps, i)
     }
-    # A text's first word has no gap to tell by.
-    if words and not _SENTENCE_END.search(gaps[0]):
-        inside.discard(words[0])
     return inside | {word for word in words if len(word) > 1 and word.isupper()}
+
+
+def _starts_sentence(words: Sequence[str], gaps: Sequence[str], i: int) -> bool:
+    if i == 0:
+        return True
+    before = words[i - 1]
+    is_short = before in _TITLES or (len(before) == 1 and before.isupper())  # Mr. Hill, J. Hill
+    return bool(_SENTENCE_END.search(gaps[i])) and not (is_short and gaps[i].startswith("."))
 
 
 def _choices(words: Sequence[str], i: int) -> tuple[str, ...]:

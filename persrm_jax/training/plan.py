@@ -326,11 +326,14 @@ def _estimated_activations(name: str, job: Job, mesh: AnyMesh) -> int:
         rows, length = job.sft.batch_size / job.sft.accumulate, job.sft_length
         longest, scored, square = length, length, length**2
     elif name == "rollout":
-        rows, length, longest, scored, square = job.rft.prompts, S, S, 1, S**2
+        rows = job.rft.prompts / job.rft.rollout_parts
+        length, longest, scored, square = S, S, 1, S**2
     else:
         rows, longest, scored = job.rft.prompts / job.rft.accumulate, S + T, G * T
         copies = 1 if job.rft.shared_prefix else G
         length, square = copies * S + G * T, copies * S**2 + G * T * (S + T)
+        if pack := job.rft.pack_length:  # a row for each group, at most
+            length, longest, square = pack, pack, pack**2
     itemsize = jax.numpy.dtype(job.compute.dtype).itemsize
     tokens = rows * length / data
     stream = tokens * D * itemsize

@@ -113,9 +113,10 @@ def make_rft_step(
         """Rolls out until enough groups have rewards that differ, or `cfg.max_rollouts` times."""
         parts: list[tuple[JudgedRollout, np.ndarray]] = []
         spent = {"rollout": 0.0, "reward": 0.0}
+        decoding = 0.0
         missing, ref, num_new = cfg.prompts, None, 0
         for number in range(step * cfg.max_rollouts, (step + 1) * cfg.max_rollouts):
-            begin = time.perf_counter()
+            start = begin = time.perf_counter()
             shares = roll_out(
                 policy,
                 programs.generate,
@@ -150,7 +151,13 @@ def make_rft_step(
                 )
                 begin = time.perf_counter()
                 spent["reward"] += begin - rolled
+            decoding += rolled - start  # beside rewards too
             judged = join_judged(judged_shares)
+            if np.isnan(judged.rewards).all():
+                raise ValueError(
+                    f"--rft.reward.own {cfg.reward.own}: it failed for every completion of step "
+                    f"{step}"
+                )
             num_new += int(judged.rollout.groups.mask.sum())
             parts.append((judged, np.flatnonzero(judged.varied)[:missing]))
             missing -= len(parts[-1][1])
@@ -159,7 +166,7 @@ def make_rft_step(
         metrics = {f"time/{phase}_s": seconds for phase, seconds in spent.items()}
         metrics |= {
             **rollout_metrics(join_judged([x for x, _ in parts])),
-            "time/rollout_tokens_per_s": num_new / spent["rollout"],
+            "time/rollout_tokens_per_s": num_new / decoding,
             "reward/rollouts": float(len(parts)),
         }
         if cfg.max_rollouts > 1:
@@ -259,7 +266,7 @@ def check_pack_length(cfg: RftConfig, longest_prompt: int) -> None:
     if 0 < cfg.pack_length < longest:
         raise ValueError(
             f"--rft.pack-length {cfg.pack_length}: a group may take {longest} tokens (a prompt of "
-            f"{longest_prompt}, and {cfg.group_size} completions of "
+            f"up to {longest_prompt}, and {cfg.group_size} completions of "
             f"{cfg.sampling.max_new_tokens}); give at least that"
         )
 

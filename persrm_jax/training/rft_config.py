@@ -84,6 +84,12 @@ class RftConfig:
                 f"--rft.mini-batches {self.mini_batches}: does not divide --rft.prompts "
                 f"{self.prompts}"
             )
+        shortest = self.group_size * self.sampling.max_new_tokens
+        if self.pack_length < 0 or 0 < self.pack_length <= shortest:
+            raise ValueError(
+                f"--rft.pack-length {self.pack_length}: a group's completions alone may take "
+                f"{shortest} tokens; give more, or 0 for none"
+            )
         if self.pack_length and not self.shared_prefix:
             raise ValueError(
                 f"--rft.pack-length {self.pack_length}: packed groups share their prompts; remove "

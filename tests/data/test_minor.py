@@ -48,6 +48,22 @@ def test_a_text_by_hand() -> None:
     assert not {b for _, b in seen} & {"odd", "enormous"}
 
 
+@pytest.mark.parametrize("name", ["Mr. Hill", "J. Hill", "St. Stone", "in Battle", "NATO"])
+def test_names_stay(name: str) -> None:
+    text = f"A company said {name} bought several shops and many stones."
+    for seed in range(60):
+        changed = replace_words(text, np.random.default_rng(seed))
+        assert changed is not None and name in changed
+    assert "changes a name" in str(
+        minor_fault(
+            text,
+            text.replace(name, name[:-4] + "Slop")
+            .replace("company", "firm")
+            .replace("said", "stated"),
+        )
+    )
+
+
 def test_too_few_words_that_are_known() -> None:
     assert replace_words("The company said nothing of it.", np.random.default_rng(0)) is None
     assert replace_words("", np.random.default_rng(0)) is None
@@ -76,7 +92,7 @@ def test_faults_by_hand(old: str, new: str, fault: str) -> None:
 
 def test_the_list_is_sound() -> None:
     """No word in two groups, none that its capital would change, all of one word."""
-    assert len(SYNONYMS) > 800
+    assert len(SYNONYMS) > 600
     for word, others in SYNONYMS.items():
         assert word.isalpha() and word.islower() and others and word not in others
         assert all(word in SYNONYMS[other] for other in others)

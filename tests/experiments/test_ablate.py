@@ -136,7 +136,11 @@ def test_a_sweep_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     args = ["variant", "--seeds", "1", "--jobs", "2", "--out", str(tmp_path), "--", *TINIEST]
     main(args)
     report = (tmp_path / "report.md").read_text()
-    assert "| rloo |" in report and "sft, continued" in report and "1 seeds" not in report
+    assert (
+        "| rloo |" in report and "sft, continued" in report and "unseen authors, seed 0" in report
+    )
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/seed0/**/*.jsonl")}
     main(args)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/seed0/**/*.jsonl")} == before
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        main([*args, "--rft.prompts", "4"])

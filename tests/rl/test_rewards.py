@@ -125,11 +125,10 @@ def test_what_goes_wrong_costs_one_completion(own: str) -> None:
     assert "I do not like it" in said[0] and "nan" in said[1] and "no answer in 3 s" in said[2]
 
 
-def test_a_function_that_always_fails_ends_the_run(own: str) -> None:
+def test_a_function_that_always_fails_gives_none(own: str) -> None:
     rewards = OwnReward(f"{own}:too_few", 60.0, lambda text: None)
     try:
-        with pytest.raises(ValueError, match="too_few: it failed for every completion"):
-            rewards([record(), record()], 2)
+        assert np.isnan(rewards([record(), record()], 2)).all()
     finally:
         rewards.close()
 

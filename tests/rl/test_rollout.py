@@ -288,7 +288,8 @@ def test_groups_are_taken_from_several_rollouts() -> None:
     first, second = _hand_made([1, -1, 0, -1, -1, -1]), _hand_made([5, 6, 7, 8, 9, 10])
     taken = take_groups([(first, np.array([1])), (second, np.array([0, 2]))])
     assert taken.rewards.tolist() == taken.components["correct"].tolist() == [0, -1, 5, 6, 9, 10]
-    for found, want in zip(taken.rollout.groups, first.rollout.groups, strict=True):
+    leaves = map(jax.tree.leaves, (taken.rollout.groups, first.rollout.groups))
+    for found, want in zip(*leaves, strict=True):
         np.testing.assert_array_equal(found, want[[1, 0, 2]])
     lengths = [record.num_tokens for record in taken.records]
     assert lengths == [1, 3, 2, 3, 3, 1]

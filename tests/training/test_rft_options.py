@@ -168,7 +168,7 @@ def test_a_rollout_in_parts_is_the_same(mesh: Mesh, params: Params, answer: Any)
 
 
 def test_a_row_too_short_for_a_group_is_refused(mesh: Mesh, params: Params) -> None:
-    match = r"--rft.pack-length 64: a group may take \d+ tokens \(a prompt of \d+, and 2 comp"
+    match = r"--rft.pack-length 64: a group may take \d+ tokens \(a prompt of up to \d+, and 2 comp"
     with pytest.raises(ValueError, match=match):
         run(mesh, params, replace(CFG, pack_length=64))
 
@@ -317,6 +317,8 @@ def test_metrics_of_several_updates_are_averaged() -> None:
         ({"epochs": 0}, "--rft.epochs 0"),
         ({"max_rollouts": 0}, "--rft.max-rollouts 0"),
         ({"prompt_buckets": 0}, "--rft.prompt-buckets 0"),
+        ({"pack_length": -1}, "--rft.pack-length -1: a group's completions alone may take 16"),
+        ({"pack_length": 16}, "--rft.pack-length 16: a group's completions alone may take 16"),
         ({"pack_length": 512, "shared_prefix": False}, "--rft.pack-length 512: packed groups"),
         ({"sampling": SamplingConfig(stop=("end",))}, "--rft.sampling.stop end"),
     ],
