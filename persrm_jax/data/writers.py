@@ -1,0 +1,37 @@
+"""Who writes negatives and traces: a function from chat prompts to texts, in their order."""
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text that is asked for."""
+
+    key: str
+    """Its name. What is drawn depends on it, not on what else is asked for, or by how many."""
+    messages: tuple[dict[str, str], ...]
+    """The chat prompt."""
+    attempt: int = 0
+    """Counts the tries for one text that was not what was asked for."""
+
+    @property
+    def seed(self) -> int:
+        """31 bits."""
+        return zlib.crc32(f"{self.key}#{self.attempt}".encode()) & 0x7FFFFFFF
+
+
+@dataclass(frozen=True)
+class Written:
+    """What came of a request."""
+
+    text: str | None
+    fault: str = ""
+    """Why there is none; its sort first, up to a colon."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+Writer = Callable[[Iterable[Request]], Iterator[Written]]
+"""Answers come in the order of the requests, which are drawn on as answers are taken."""

@@ -1,0 +1,193 @@
+"""The official client against an endpoint of the test's own: real HTTP, and all that goes wrong."""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from persrm_jax.data.openai_writer import KEY, OpenAIConfig, OpenAIWriter
+from persrm_jax.data.writers import Request
+
+
+class Endpoint(ThreadingHTTPServer):
+    """Does what the last message says: `NAME TIMES` goes wrong that often, then answers."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.seen: list[dict[str, Any]] = []
+        self.keys: set[str] = set()
+        self.tries: Counter[str] = Counter()
+        self.lock = threading.Lock()
+        self.now = self.most = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is part of the test."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Endpoint
+
+    def log_message(self, *args: object) -> None:
+        """Says nothing."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        content = body["messages"][-1]["content"]
+        with self.server.lock:
+            self.server.seen.append({"path": self.path, **body})
+            self.server.keys.add(self.headers["Authorization"])
+            self.server.tries[content] += 1
+            self.server.now += 1
+            self.server.most = max(self.server.most, self.server.now)
+            number = self.server.tries[content]
+        try:
+            self._answer(content, number)
+        finally:
+            with self.server.lock:
+                self.server.now -= 1
+
+    def _answer(self, content: str, number: int) -> None:
+        name, _, times = content.partition(" ")
+        wrong = number <= int(times or 0)
+        if name == "slow":
+            time.sleep(0.2 if not wrong else 3.0)
+        if wrong and name.isdigit():
+            self._reply(int(name), json.dumps({"error": {"message": f"it is a {name}"}}))
+        elif wrong and name == "cut":
+            self.send_response(200)
+            self.send_header("Content-Length", "9999")
+            self.end_headers()
+            self.wfile.write(b'{"id"')
+            self.close_connection = True
+        elif wrong and name == "garbled":
+            self._reply(200, '{"choices": [')
+        elif wrong and name == "shapeless":
+            self._reply(200, '{"choices": []}')
+        else:
+            text = {"empty": "  ", "nothing": None}.get(name, f"about {content}")
+            choice = {
+                "index": 0,
+                "finish_reason": "length" if name == "long" else "stop",
+                "message": {"role": "assistant", "content": text},
+            }
+            usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+            self._reply(200, json.dumps({"id": "x", "choices": [choice], "usage": usage}))
+
+    def _reply(self, status: int, text: str) -> None:
+        data = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("retry-after-ms", "20")
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    monkeypatch.setenv(KEY, "secret")
+    server = Endpoint()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def write(endpoint: Endpoint, contents: list[str], **fields: Any) -> tuple[OpenAIWriter, list[Any]]:
+    fields = {"retries": 3, "timeout": 1.0, **fields}
+    writer = OpenAIWriter(OpenAIConfig(base_url=endpoint.url, model="m", **fields))
+    requests = (
+        Request(f"r{i}", ({"role": "user", "content": text},)) for i, text in enumerate(contents)
+    )
+    return writer, list(writer(requests))
+
+
+def test_answers_come_in_order_whatever_goes_wrong_on_the_way(endpoint: Endpoint) -> None:
+    contents = [
+        "slow", "429 2", "plain", "500 1", "503 3", "cut 1", "garbled 2", "slow 1", "shapeless 1",
+    ]  # fmt: skip
+    writer, found = write(endpoint, contents)
+    assert [one.text for one in found] == [f"about {content}" for content in contents]
+    tries = [1 + int(content.partition(" ")[2] or 0) for content in contents]
+    assert [endpoint.tries[content] for content in contents] == tries
+    assert writer.usage.answered == 9 and writer.usage.failed == 0
+    assert (writer.usage.prompt_tokens, writer.usage.completion_tokens) == (63, 27)
+    assert writer.usage.cost(OpenAIConfig(price_in=2.0, price_out=10.0)) == pytest.approx(396e-6)
+    assert endpoint.keys == {"Bearer secret"}
+    sent = endpoint.seen[0]
+    assert sent["path"] == "/v1/chat/completions"
+    assert (sent["model"], sent["temperature"], sent["max_tokens"]) == ("m", 0.8, 1024)
+
+
+def test_what_fails_for_good_is_a_fault_of_its_own(endpoint: Endpoint) -> None:
+    contents = ["500 99", "garbled 99", "empty", "nothing", "long", "400 99", "plain"]
+    writer, found = write(endpoint, contents, retries=1)
+    sorts = [one.fault.partition(":")[0] for one in found]
+    assert sorts == [
+        "InternalServerError", "garbled", "empty", "empty", "cut off", "BadRequestError", "",
+    ]  # fmt: skip
+    assert [one.text for one in found] == [None] * 6 + ["about plain"]
+    assert (writer.usage.answered, writer.usage.failed) == (1, 6)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_an_endpoint_that_refuses_everybody_ends_it(endpoint: Endpoint, status: int) -> None:
+    with pytest.raises(ValueError, match=rf"{endpoint.url}.*--openai.model m.*it is a {status}"):
+        write(endpoint, [f"{status} 99"] * 40)
+    assert sum(endpoint.tries.values()) < 40
+
+
+def test_requests_are_drawn_as_answers_are_taken(endpoint: Endpoint) -> None:
+    drawn = []
+
+    def requests() -> Iterator[Request]:
+        for i in range(100):
+            drawn.append(i)
+            yield Request(f"r{i}", ({"role": "user", "content": f"x{i}"},))
+
+    cfg = OpenAIConfig(base_url=endpoint.url, model="m", concurrency=3)
+    answers = OpenAIWriter(cfg)(requests())
+    first = next(answers)
+    assert first.text == "about x0" and len(drawn) == 6
+    assert len(list(answers)) == 99
+    assert endpoint.most <= 3
+
+
+def test_seeds_go_with_names_and_tries(endpoint: Endpoint) -> None:
+    writer = OpenAIWriter(OpenAIConfig(base_url=endpoint.url, model="m", concurrency=1))
+    asked = [("a", 0), ("b", 0), ("a", 1), ("a", 0)]
+    message = ({"role": "user", "content": "hi"},)
+    list(writer(Request(key, message, attempt) for key, attempt in asked))
+    seeds = [body["seed"] for body in endpoint.seen]
+    assert seeds[0] == seeds[3] and len(set(seeds)) == 3
+
+
+def test_requests_keep_to_a_rate(endpoint: Endpoint) -> None:
+    begin = time.monotonic()
+    write(endpoint, ["plain"] * 5, requests_per_minute=1200.0)
+    assert time.monotonic() - begin >= 4 * 60 / 1200
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY, raising=False)
+    with pytest.raises(ValueError, match=f"set {KEY}, or give --openai.base-url"):
+        OpenAIWriter(OpenAIConfig(model="m"))
+    with pytest.raises(ValueError, match=r"--openai.model: name the model"):
+        OpenAIWriter(OpenAIConfig(base_url="http://127.0.0.1:1/v1"))
+    with pytest.raises(ValueError, match=r"--openai.concurrency 0: must be at least 1"):
+        OpenAIConfig(concurrency=0)
+    with pytest.raises(ValueError, match=r"--openai.timeout 0.0 must be above 0"):
+        OpenAIConfig(timeout=0.0)
