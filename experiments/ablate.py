@@ -9,12 +9,10 @@ fails leaves the others alone. Rows that differ in RFT alone start from one SFT 
 first row's. Finished runs are skipped: the same command goes on after a kill.
 """
 
-import ctypes
 import json
 import os
 import queue
 import shlex
-import signal
 import subprocess
 import sys
 import threading
@@ -49,8 +47,16 @@ SWEEPS: dict[str, dict[str, Flags]] = {
 """Rows by name and the flags that make each. All of these differ in RFT alone."""
 NOT_AFTER = ("--init", "--seed", "--out", "--continue-sft", "--eval.dev")
 """Flags that a sweep sets itself."""
-PR_SET_PDEATHSIG = 1
-"""`man 2 prctl`."""
+RUN: Flags = ("-m", "experiments.rft")
+if sys.platform == "linux":
+    # Told to save and stop when whoever started it is gone (`man 2 prctl`, PR_SET_PDEATHSIG), so
+    # that the same command does not find it still at work.
+    RUN = (
+        "-c",
+        "import ctypes, runpy, signal; ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
+        "runpy.run_module('experiments.rft', run_name='__main__')",
+    )
+"""How a run is started."""
 STAGES = {"sft": "sft", "sft_continued": "sft, continued"}
 """Rows that the first row's runs bring along, and what the table calls them."""
 
@@ -117,11 +123,10 @@ class Job:
         cache = str((sweep / "cache").resolve())
         with log.open("a", encoding="utf-8") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "experiments.rft", *self.args],
+                [sys.executable, *RUN, *self.args],
                 stdout=out,
                 stderr=out,
                 env={**os.environ, "JAX_COMPILATION_CACHE_DIR": cache},
-                preexec_fn=_end_with_parent,
             )
             if cores:
                 os.sched_setaffinity(process.pid, cores)
@@ -129,13 +134,6 @@ class Job:
 
     def log(self, sweep: Path) -> Path:
         return sweep / "logs" / f"{self.row}-seed{self.seed}.log"
-
-
-def _end_with_parent() -> None:
-    """Linux tells a run to save and stop when whoever started it is gone, so that the same command
-    does not find it still at work."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def run_jobs(jobs: Sequence[Job], sweep: Path, num_workers: int) -> list[Job]:
