@@ -2,7 +2,7 @@
 resumes at any step without replaying the stream."""
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
 import numpy as np
@@ -154,21 +154,27 @@ class Packer:
 
     def _pack(self, epoch: int) -> list[list[int]]:
         order = np.random.default_rng([self._seed, 7, epoch]).permutation(len(self._lengths))
-        bins: list[list[int]] = []
-        room: list[tuple[int, int]] = []  # (room left, bin), sorted
-        for record in order.tolist():
-            length = self._lengths[record]
-            place = bisect.bisect_left(room, (length, -1))
-            if place == len(room):
-                left, chosen = self._capacity, len(bins)
-                bins.append([])
-            else:
-                left, chosen = room.pop(place)
-            bins[chosen].append(record)
-            bisect.insort(room, (left - length, chosen))
+        bins = best_fit(self._lengths, self._capacity, order.tolist())
         # Filled in order of their opening; the last ones, half empty, must not meet in one batch.
         mix = np.random.default_rng([self._seed, 8, epoch]).permutation(len(bins))
         return [bins[i] for i in mix]
+
+
+def best_fit(lengths: Sequence[int], capacity: int, order: Iterable[int]) -> list[list[int]]:
+    """Bins of indices, none longer than `capacity` in all: each index, in `order`, goes where it
+    leaves the least room. A length above `capacity` has no place."""
+    bins: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (room left, bin), sorted
+    for i in order:
+        place = bisect.bisect_left(room, (lengths[i], -1))
+        if place == len(room):
+            left, chosen = capacity, len(bins)
+            bins.append([])
+        else:
+            left, chosen = room.pop(place)
+        bins[chosen].append(i)
+        bisect.insort(room, (left - lengths[i], chosen))
+    return bins
 
 
 def left_pad(

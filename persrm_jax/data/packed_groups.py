@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Int
 
+from persrm_jax.data.batches import best_fit
 from persrm_jax.types import Groups, PackedRows
 
 NUM_SHAPES = 4
@@ -12,7 +13,7 @@ NUM_SHAPES = 4
 def pack_groups(
     groups: Groups, length: int, *, num_devices: int = 1, num_parts: int = 1
 ) -> PackedRows:
-    """Lays prompts and completions side by side, each group whole in a row, by first fit, the
+    """Lays prompts and completions side by side, each group whole in a row, by best fit, the
     longest first.
 
     A block is what one device computes of one part: prompts p of a device's share with the same
@@ -37,17 +38,22 @@ def pack_groups(
     # [P] -> [device, turn, part]: what lies in each block.
     turns = np.arange(P).reshape(num_devices, -1, num_parts)
     members = turns.swapaxes(1, 2).reshape(num_devices * num_parts, -1)
-    places = [_first_fit(totals[block], length) for block in members]
-    rows = _num_rows(max(int(place.max()) + 1 for place in places), members.shape[1])
+    lengths = totals.tolist()
+    blocks = [
+        best_fit(lengths, length, sorted(block, key=lambda p: -lengths[p]))
+        for block in members.tolist()
+    ]
+    rows = _num_rows(max(map(len, blocks)), members.shape[1])
     shape = (len(members), rows, length)
     tokens, positions, group_ids, member_ids = (np.zeros(shape, np.int32) for _ in range(4))
     sources = np.zeros((P, G, T), np.int32)
     packed = PackedRows(tokens, positions, group_ids, member_ids, sources)
-    filled = np.zeros(shape[:2], int)
-    for n, block in enumerate(members):
-        for p, row in zip(block.tolist(), places[n].tolist(), strict=True):
-            _lay(packed, groups, n, row, int(filled[n, row]), p)
-            filled[n, row] += totals[p]
+    for n, block in enumerate(blocks):
+        for row, inside in enumerate(block):
+            at = 0
+            for p in inside:
+                _lay(packed, groups, n, row, at, p)
+                at += lengths[p]
     return packed
 
 
@@ -72,19 +78,6 @@ def _lay(packed: PackedRows, groups: Groups, n: int, row: int, start: int, p: in
         before = np.array([last, *range(at, at + len(own) - 1)])
         sources[p, g, : len(own)] = offset + before[: len(own)]
         at += len(own)
-
-
-def _first_fit(totals: Int[np.ndarray, " Q"], length: int) -> Int[np.ndarray, " Q"]:
-    """The row of each."""
-    room: list[int] = []
-    rows = np.zeros(len(totals), int)
-    for i in np.argsort(-totals, kind="stable"):
-        row = next((r for r, left in enumerate(room) if left >= totals[i]), len(room))
-        if row == len(room):
-            room.append(length)
-        room[row] -= totals[i]
-        rows[i] = row
-    return rows
 
 
 def _num_rows(needed: int, most: int) -> int:
