@@ -26,7 +26,7 @@ import tyro
 from rich.console import Console
 
 from experiments.presets import FREE_FIELDS, PRESETS, RunConfig, parse_run
-from experiments.report import read_judged
+from experiments.report import fenced, read_judged
 from persrm_jax import cli
 from persrm_jax.evaluation.report import Row, accuracy_figure, accuracy_table, write_report
 from persrm_jax.evaluation.statistics import paired_difference, summarize
@@ -296,9 +296,8 @@ def write_table(cfg: AblateConfig, jobs: Sequence[Job], command: str) -> None:
         "Gains": dev_table(found),
         "Command": f"`{command}`",
         "Provenance": f"```json\n{json.dumps(provenance(), indent=2)}\n```",
-        "Config of the first run": (runs[first][0] / "config.json").read_text(encoding="utf-8"),
+        "Config of the first run": fenced(runs[first][0] / "config.json"),
     }
-    sections["Config of the first run"] = f"```json\n{sections['Config of the first run']}\n```"
     named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     title = f"{cfg.preset}, by {cfg.sweep.replace('_', ' ')}: unseen authors, {named}"
     path = write_report(folder, title=title, rows=rows, sections=sections, figures=["accuracy.png"])

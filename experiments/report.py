@@ -148,8 +148,8 @@ def report_runs(runs: Sequence[Path], out: Path) -> None:
             for run, folder in zip(runs, folders, strict=True)
         )
     sections["Time"] = "\n".join(f"- {_times(run)}" for run in runs)
-    sections["Provenance"] = "\n\n".join(_fenced(run / "provenance.json") for run in runs)
-    sections["Config"] = _fenced(runs[0] / "config.json")
+    sections["Provenance"] = "\n\n".join(fenced(run / "provenance.json") for run in runs)
+    sections["Config"] = fenced(runs[0] / "config.json")
     seeds = ", ".join(str(_config(run)["seed"]) for run in runs)
     title = f"{config['preset']} on {Path(config['data']).name}, seed {seeds}: unseen authors"
     path = write_report(out, title=title, rows=rows, sections=sections, figures=figures)
@@ -180,7 +180,8 @@ def _times(run: Path) -> str:
     return "; ".join(f"{name} {seconds:.0f} s" for name, seconds in stages.items())
 
 
-def _fenced(path: Path) -> str:
+def fenced(path: Path) -> str:
+    """A JSON file as Markdown."""
     return f"```json\n{path.read_text(encoding='utf-8').strip()}\n```"
 
 

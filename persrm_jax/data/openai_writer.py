@@ -158,8 +158,9 @@ class OpenAIWriter:
     def _read(answer: Any) -> Written:
         choice = answer.choices[0]
         text = choice.message.content
-        spent = answer.usage
-        tokens = (spent.prompt_tokens, spent.completion_tokens) if spent is not None else (0, 0)
+        spent = answer.usage  # some servers leave it out, or parts of it
+        names = ("prompt_tokens", "completion_tokens")
+        tokens = [int(getattr(spent, name, None) or 0) for name in names]
         if choice.finish_reason == "length":
             return Written(None, "cut off: longer than --openai.max-tokens", *tokens)
         if not isinstance(text, str) or not text.strip():

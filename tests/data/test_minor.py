@@ -28,7 +28,14 @@ def test_what_the_list_replaces_is_proved(words: list[tuple[str, bool, str]], se
     if changed is not None:
         assert minor_fault(text, changed) is None
     else:
-        assert sum(w in SYNONYMS for w, _, _ in words) < 40
+        # Small words that the list knows are never names; an article before may forbid some.
+        before = ["", *(w for w, _, _ in words)]
+        known = [
+            w
+            for (w, up, _), article in zip(words, before, strict=False)
+            if w in SYNONYMS and not up and article not in ("a", "an")
+        ]
+        assert len(known) < 3
 
 
 def test_a_text_by_hand() -> None:
@@ -37,7 +44,8 @@ def test_a_text_by_hand() -> None:
     seen = set()
     for changed in found:
         assert changed is not None
-        assert "Mr. Strong's" in changed and "said Strong" in changed or "stated Strong" in changed
+        assert "Mr. Strong's" in changed
+        assert "said Strong" in changed or "stated Strong" in changed
         assert "1996" in changed and "1,200" in changed
         olds, news = TEXT.split(), changed.split()
         differing = [(a, b) for a, b in zip(olds, news, strict=True) if a != b]

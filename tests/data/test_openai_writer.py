@@ -6,10 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import persrm_jax.data.openai_writer
 from persrm_jax.data.openai_writer import KEY, OpenAIConfig, OpenAIWriter
 from persrm_jax.data.writers import Request
 
@@ -61,7 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
         name, _, times = content.partition(" ")
         wrong = number <= int(times or 0)
         if name == "slow":
-            time.sleep(0.2 if not wrong else 3.0)
+            time.sleep(15.0 if wrong else 0.2)
         if wrong and name.isdigit():
             self._reply(int(name), json.dumps({"error": {"message": f"it is a {name}"}}))
         elif wrong and name == "cut":
@@ -82,6 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "message": {"role": "assistant", "content": text},
             }
             usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+            usage = {"unmetered": None, "partly": {"prompt_tokens": None}}.get(name, usage)
             self._reply(200, json.dumps({"id": "x", "choices": [choice], "usage": usage}))
 
     def _reply(self, status: int, text: str) -> None:
@@ -107,7 +110,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
 
 
 def write(endpoint: Endpoint, contents: list[str], **fields: Any) -> tuple[OpenAIWriter, list[Any]]:
-    fields = {"retries": 3, "timeout": 1.0, **fields}
+    fields = {"retries": 3, "timeout": 5.0, **fields}
     writer = OpenAIWriter(OpenAIConfig(base_url=endpoint.url, model="m", **fields))
     requests = (
         Request(f"r{i}", ({"role": "user", "content": text},)) for i, text in enumerate(contents)
@@ -175,10 +178,19 @@ def test_seeds_go_with_names_and_tries(endpoint: Endpoint) -> None:
     assert seeds[0] == seeds[3] and len(set(seeds)) == 3
 
 
-def test_requests_keep_to_a_rate(endpoint: Endpoint) -> None:
-    begin = time.monotonic()
+def test_endpoints_that_do_not_count_tokens(endpoint: Endpoint) -> None:
+    writer, found = write(endpoint, ["unmetered", "partly", "plain"])
+    assert [one.text for one in found] == ["about unmetered", "about partly", "about plain"]
+    assert (writer.usage.prompt_tokens, writer.usage.completion_tokens) == (7, 3)
+
+
+def test_requests_keep_to_a_rate(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that stands still: each waits for those before it."""
+    waits: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: 100.0, sleep=waits.append)
+    monkeypatch.setattr(persrm_jax.data.openai_writer, "time", clock)
     write(endpoint, ["plain"] * 5, requests_per_minute=1200.0)
-    assert time.monotonic() - begin >= 4 * 60 / 1200
+    assert sorted(waits) == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What a step does with a rollout beside one plain update of all of it."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -171,6 +172,35 @@ def test_a_row_too_short_for_a_group_is_refused(mesh: Mesh, params: Params) -> N
     match = r"--rft.pack-length 64: a group may take \d+ tokens \(a prompt of up to \d+, and 2 comp"
     with pytest.raises(ValueError, match=match):
         run(mesh, params, replace(CFG, pack_length=64))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_reward_of_ones_own_that_always_fails_ends_the_run(
+    mesh: Mesh, params: Params, tmp_path: Path, parts: int
+) -> None:
+    (tmp_path / "mine.py").write_text("def never(records):\n    raise OSError('no')\n")
+    path = f"{tmp_path / 'mine.py'}:never"
+    cfg = replace(CFG, reward=replace(CFG.reward, own=path), rollout_parts=parts)
+    with pytest.raises(ValueError, match="never: it failed for every completion of step 0"):
+        run(mesh, params, cfg)
+
+
+def test_a_reward_that_fails_for_one_part_leaves_it_out(
+    mesh: Mesh, params: Params, tmp_path: Path
+) -> None:
+    """All completions of one question fail, which is a part of its own."""
+    code = (
+        "def some(records):\n"
+        "    assert records[0].pair.pair_id != 'PAIR'\n"
+        "    return [0.0] * len(records)\n"
+    )
+    first = _pairs()[int(batch_indices(12, 4, 0, 4)[0])].pair_id
+    (tmp_path / "mine.py").write_text(code.replace("PAIR", first))
+    own = replace(CFG.reward, own=f"{tmp_path / 'mine.py'}:some")
+    _, (log,) = run(mesh, params, replace(CFG, reward=own, rollout_parts=4))
+    assert log.scalars["reward/missing"] == 1 / 4
+    counts = np.asarray(log.batch.counts)
+    assert not counts[0].any() and counts[1:].any()
 
 
 @pytest.mark.parametrize("drop", [True, False])
