@@ -7,9 +7,9 @@ from typing import Any, Literal, TypeVar, get_args
 
 from persrm_jax import cli
 from persrm_jax.data.documents import CorpusConfig
-from persrm_jax.data.pairs import PairConfig
 from persrm_jax.data.personas import PersonaConfig
 from persrm_jax.data.prompts import PromptConfig
+from persrm_jax.data.splits import PairConfig
 from persrm_jax.data.traces import TeacherConfig
 from persrm_jax.distributed import ClusterConfig
 from persrm_jax.evaluation.judge import EvalConfig

@@ -15,6 +15,8 @@ Pool = Literal["train", "test"]
 Order = Literal["AB", "BA"]
 Verdict = Literal["A", "B", "tie"]
 NegativeType = Literal["mimic", "minor", "random", "other_author", "other_author_same_topic"]
+WRITTEN: tuple[NegativeType, ...] = ("mimic", "minor", "random")
+"""Kinds that a writer writes; the others are texts of other authors."""
 
 
 @dataclass(frozen=True)

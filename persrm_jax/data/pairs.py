@@ -1,51 +1,44 @@
-"""Documents -> contrastive pairs: a person's exemplars, a text of theirs, and somebody else's."""
+"""Documents -> contrastive pairs: a person's exemplars, a text of theirs, and another text.
+
+Pairs are made in blocks. What is in a block depends on the documents, the configuration, the seed
+and the block's place alone, so that blocks can be made by any number of processes, in any order,
+and again after a run was cut off.
+"""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from scipy import sparse
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
 
-from persrm_jax.types import Document, NegativeType, Order, Pair, Split
+from persrm_jax.data.copies import five_grams, is_near_copy
+from persrm_jax.data.corpus import Corpus
+from persrm_jax.data.splits import PairConfig, PairSet, held_out_set, split_sets
+from persrm_jax.data.topics import fit_topics, topic_vectors
+from persrm_jax.data.words import words_of
+from persrm_jax.types import WRITTEN, Document, NegativeType, Order, Pair
 
-NEAR_COPY = 0.3
-SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+BLOCK = 512
+"""Pairs that are made together."""
+_POOL = 2048
+"""Texts in which a block's pairs look for a topic, where a set has more."""
+_SAMPLE = 20_000
+"""Texts by which words are weighed, where there are more."""
+_TRIES = 100
+"""Draws of another author's text before a pair is given up."""
+_CACHED = 4096
 
 
 @dataclass(frozen=True)
-class PairConfig:
-    """How many pairs, of which kinds."""
+class Block:
+    """`count` pairs of a set, from number `start` on."""
 
-    num_exemplars: int = 4
-    """Texts that show the person (k)."""
-    negatives: tuple[NegativeType, ...] = ("other_author_same_topic",)
-    """Kinds of rejected text, in equal parts."""
-    num_train: int = 2000
-    """Pairs of training authors."""
-    num_dev: int = 100
-    """Pairs of dev authors: for every selection."""
-    num_test: int = 300
-    """Pairs of test authors, whom training never sees."""
-    num_seen: int = 100
-    """Pairs of training authors with texts that training never sees."""
-    dev_share: float = 0.15
-    """Share of authors held out for selection."""
-    test_share: float = 0.3
-    """Share of authors held out for the result."""
-    topic_pool: int = 200
-    """Random texts by others among which the one nearest in topic is taken."""
-
-    def __post_init__(self) -> None:
-        if self.num_exemplars < 1:
-            raise ValueError(f"--pairs.num-exemplars {self.num_exemplars}: must be at least 1")
-        if not self.negatives:
-            raise ValueError("--pairs.negatives: name at least one kind")
-        known = ("other_author", "other_author_same_topic")
-        for kind in self.negatives:
-            if kind not in known:
-                raise ValueError(f"--pairs.negatives {kind}: expected one of {', '.join(known)}")
+    name: str
+    start: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -56,223 +49,196 @@ class PairSets:
     seen: list[Pair]
 
 
-def split_authors(authors: Sequence[str], cfg: PairConfig, seed: int) -> dict[str, Split]:
-    """Each author's split, by the seed; dev and test get at least two authors each.
-
-    Raises:
-        ValueError: fewer than six authors.
-    """
-    people = sorted(set(authors))
-    if len(people) < 6:
-        raise ValueError(
-            f"{len(people)} author{'s' * (len(people) != 1)} cannot be split into train, dev and "
-            "test with two in each: at least 6 are needed"
-        )
-    order = np.random.default_rng([seed, 2]).permutation(len(people))
-    num_dev = max(2, round(cfg.dev_share * len(people)))
-    num_test = max(2, round(cfg.test_share * len(people)))
-    if num_dev + num_test > len(people) - 2:
-        raise ValueError(
-            f"--pairs.dev-share {cfg.dev_share} and --pairs.test-share {cfg.test_share} leave "
-            f"fewer than two of {len(people)} authors for training"
-        )
-    counts = {"dev": num_dev, "test": num_test, "train": len(people) - num_dev - num_test}
-    splits = [split for split in SPLITS for _ in range(counts[split])]
-    return {people[i]: split for i, split in zip(order, splits, strict=True)}
-
-
-def five_grams(text: str) -> frozenset[int]:
-    """Hashes of a text's sequences of five words."""
-    words = text.lower().split()
-    return frozenset(hash(tuple(words[i : i + 5])) for i in range(len(words) - 4))
-
-
-def is_near_copy(first: frozenset[int], second: frozenset[int]) -> bool:
-    """Whether the Jaccard similarity of two texts' five-grams reaches `NEAR_COPY`."""
-    union = len(first | second)
-    return union > 0 and len(first & second) >= NEAR_COPY * union
-
-
-@dataclass
-class _Library:
-    """Documents by author and pool, with what near-copy and topic search need."""
-
-    exemplars: dict[str, list[Document]] = field(default_factory=lambda: defaultdict(list))
-    candidates: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    documents: list[Document] = field(default_factory=list)
-    grams: dict[str, frozenset[int]] = field(default_factory=dict)
-
-    def grams_of(self, document: Document) -> frozenset[int]:
-        if document.doc_id not in self.grams:
-            self.grams[document.doc_id] = five_grams(document.text)
-        return self.grams[document.doc_id]
-
-
 def make_pairs(documents: Sequence[Document], cfg: PairConfig, seed: int) -> PairSets:
-    """Builds every set. The same documents, config and seed give the same pairs.
+    """Every set, in memory. The same documents, config and seed give the same pairs.
 
     Raises:
-        ValueError: too few authors, or an author with fewer than `num_exemplars` exemplars.
+        ValueError: too few authors.
     """
-    library, authors = _index(documents, cfg)
-    topics = _topic_vectors(library.documents)
-    splits = split_authors(authors, cfg, seed)
-    halves = _halve(library, [a for a in authors if splits[a] == "train"], seed)
-    main: list[Pair] = []
-    for number, split in enumerate(SPLITS):
-        people = [a for a in authors if splits[a] == split]
-        pool = halves[0] if split == "train" else {a: library.candidates[a] for a in people}
-        count = (cfg.num_train, cfg.num_dev, cfg.num_test)[number]
-        main += _pairs_of(split, split, count, pool, library, topics, cfg, [seed, 3, number])
-    seen = _pairs_of("seen", "train", cfg.num_seen, halves[1], library, topics, cfg, [seed, 4])
-    return PairSets(main, seen)
+    corpus = Corpus.of(documents)
+    maker = PairMaker(corpus, split_sets(corpus, cfg, seed), cfg, seed)
+    return PairSets(maker.all("train", "dev", "test"), maker.all("seen"))
 
 
 def make_test_pairs(documents: Sequence[Document], cfg: PairConfig, seed: int) -> list[Pair]:
-    """`num_test` pairs of all authors alike: for texts that no training has seen.
-
-    Raises:
-        ValueError: as `make_pairs`.
-    """
-    library, authors = _index(documents, cfg)
-    pool = {a: library.candidates[a] for a in authors}
-    topics = _topic_vectors(library.documents)
-    return _pairs_of("test", "test", cfg.num_test, pool, library, topics, cfg, [seed, 3, 2])
+    """`num_test` pairs of all authors alike: for texts that no training has seen."""
+    corpus = Corpus.of(documents)
+    return PairMaker(corpus, [held_out_set(corpus, cfg)], cfg, seed).all("test")
 
 
-def _index(documents: Sequence[Document], cfg: PairConfig) -> tuple[_Library, list[str]]:
-    """The library, and the authors who have both exemplars and candidates."""
-    library = _Library(documents=[d for d in documents if d.split == "test"])
-    for document in documents:
-        if document.split == "train":
-            library.exemplars[document.author].append(document)
-    for index, document in enumerate(library.documents):
-        library.candidates[document.author].append(index)
-    authors = sorted(set(library.exemplars) & set(library.candidates))
-    for author in authors:
-        if (have := len(library.exemplars[author])) < cfg.num_exemplars:
-            raise ValueError(
-                f"author {author!r} has {have} exemplar text{'s' * (have != 1)} and "
-                f"--pairs.num-exemplars is {cfg.num_exemplars}: bring more texts or ask for fewer"
-            )
-    return library, authors
+class PairMaker:
+    """Makes the pairs of sets, block by block."""
 
+    def __init__(
+        self,
+        corpus: Corpus,
+        sets: Sequence[PairSet],
+        cfg: PairConfig,
+        seed: int,
+        topic_weights: np.ndarray | None = None,
+    ) -> None:
+        self.corpus, self.cfg, self.seed = corpus, cfg, seed
+        self.sets = {one.name: one for one in sets}
+        if topic_weights is not None:
+            self.topic_weights = topic_weights
+        self._document = lru_cache(_CACHED)(corpus.__getitem__)
+        self._words = lru_cache(_CACHED)(lambda i: words_of(self._document(i).text))
+        self._grams = lru_cache(_CACHED)(lambda i: five_grams(self._words(i)))
+        self._vectors = lru_cache(len(sets))(self._vectors_of_set)
 
-def _topic_vectors(documents: Sequence[Document]) -> sparse.spmatrix | sparse.sparray:
-    """Content-word TF-IDF, rows normalised."""
-    vectorizer = TfidfVectorizer(
-        stop_words=sorted(ENGLISH_STOP_WORDS), token_pattern=r"\b[^\W\d_]{3,}\b", dtype=np.float32
-    )
-    return vectorizer.fit_transform([d.text for d in documents])
+    def share(self) -> dict[str, Any]:
+        """What another process makes the same pairs from."""
+        topical = "other_author_same_topic" in self.cfg.negatives
+        return {
+            "corpus": self.corpus,
+            "sets": list(self.sets.values()),
+            "cfg": self.cfg,
+            "seed": self.seed,
+            "topic_weights": self.topic_weights if topical else None,
+        }
 
+    def blocks(self, *names: str) -> list[Block]:
+        """All blocks of the sets; none of a set with fewer than two authors."""
+        return [
+            Block(name, start, min(BLOCK, one.count - start))
+            for name in names
+            for one in [self.sets[name]]
+            if len(one.people) > 1
+            for start in range(0, one.count, BLOCK)
+        ]
 
-def _halve(
-    library: _Library, authors: Sequence[str], seed: int
-) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """Training authors' candidates: one half to train on, one for `seen`. A lone text trains."""
-    rng = np.random.default_rng([seed, 5])
-    train, seen = {}, {}
-    for author in authors:
-        mixed = rng.permutation(library.candidates[author]).tolist()
-        cut = (len(mixed) + 1) // 2
-        train[author], seen[author] = sorted(mixed[:cut]), sorted(mixed[cut:])
-    return train, {a: texts for a, texts in seen.items() if texts}
+    def all(self, *names: str) -> list[Pair]:
+        """The pairs of all blocks of the sets."""
+        return [pair for block in self.blocks(*names) for pair in self.make(block)]
 
-
-def _pairs_of(
-    name: str,
-    split: Split,
-    count: int,
-    pool: dict[str, list[int]],
-    library: _Library,
-    topics: sparse.spmatrix | sparse.sparray,
-    cfg: PairConfig,
-    seed: list[int],
-) -> list[Pair]:
-    if len(pool) < 2 or count == 0:
-        return []
-    authors = sorted(pool)
-    rng = np.random.default_rng(seed)
-    orders: list[Order] = ["AB", "BA"] * (count // 2 + 1)
-    sides = rng.permutation(count)
-    # Authors take turns, in a new order each round.
-    turns = np.concatenate(
-        [rng.permutation(len(authors)) for _ in range(-(-count // len(authors)))]
-    )
-    everything = np.array(sorted(i for texts in pool.values() for i in texts))
-    pairs = []
-    for number in range(count):
-        author = authors[turns[number]]
-        kind = cfg.negatives[number % len(cfg.negatives)]
-        chosen_index = int(rng.choice(pool[author]))
-        chosen = library.documents[chosen_index]
-        rejected = _rejected(kind, chosen_index, everything, library, topics, cfg, rng)
-        exemplars = _exemplars(chosen, rejected, library, cfg, rng)
-        pairs.append(
-            Pair(
-                pair_id=f"{name}-{number:06d}",
-                author=author,
-                author_split=split,
-                domain=chosen.domain,
-                prompt=chosen.prompt,
-                exemplars=tuple(d.text for d in exemplars),
-                exemplar_ids=tuple(d.doc_id for d in exemplars),
-                chosen=chosen.text,
-                chosen_id=chosen.doc_id,
-                rejected=rejected.text,
-                rejected_id=rejected.doc_id,
-                rejected_author=rejected.author,
-                negative_type=kind,
-                order=orders[sides[number]],
-                writer="human",
-                seed=seed[0],
-            )
+    def make(self, block: Block) -> list[Pair]:
+        """A block's pairs. One is left out if its chosen text leaves no text by others, or too few
+        exemplars, that are no near copies. A rejected text that a writer has to write is empty."""
+        of, cfg = self.sets[block.name], self.cfg
+        rng = np.random.default_rng([self.seed, *of.key, 0, block.start])
+        orders: list[Order] = [("AB", "BA")[side] for side in rng.permutation(block.count) % 2]
+        numbers = range(block.start, block.start + block.count)
+        kinds = [cfg.negatives[number % len(cfg.negatives)] for number in numbers]
+        chosen = np.array(
+            [rng.choice(of.candidates.of(a)) for a in self._turns(of, block).tolist()]
         )
-    return pairs
+        topical = [i for i, kind in enumerate(kinds) if kind == "other_author_same_topic"]
+        nearest = dict(zip(topical, self._nearest(of, chosen[topical], rng), strict=True))
+        pairs = []
+        for i, (number, kind) in enumerate(zip(numbers, kinds, strict=True)):
+            mine = int(chosen[i])
+            others = nearest[i] if i in nearest else self._draws(of, mine, rng)
+            found = self._complete(mine, kind, others, rng)
+            if found is not None:
+                pair_id = f"{of.name}-{number:06d}"
+                pairs.append(self._pair(pair_id, of, mine, *found, kind, orders[i]))
+        return pairs
 
+    def _turns(self, of: PairSet, block: Block) -> np.ndarray:
+        """Authors take turns, in a new order each round."""
+        size = len(of.people)
+        rounds = range(block.start // size, (block.start + block.count - 1) // size + 1)
+        mixed = [
+            np.random.default_rng([self.seed, *of.key, 1, r]).permutation(size) for r in rounds
+        ]
+        first = block.start - rounds[0] * size
+        return of.people[np.concatenate(mixed)[first : first + block.count]]
 
-def _rejected(
-    kind: NegativeType,
-    chosen: int,
-    everything: np.ndarray,
-    library: _Library,
-    topics: sparse.spmatrix | sparse.sparray,
-    cfg: PairConfig,
-    rng: np.random.Generator,
-) -> Document:
-    author = library.documents[chosen].author
-    others = np.array([i for i in everything if library.documents[i].author != author])
-    copied = library.grams_of(library.documents[chosen])
-    size = 1 if kind == "other_author" else min(cfg.topic_pool, len(others))
-    drawn = rng.choice(others, size=size, replace=False)
-    if kind == "other_author_same_topic":
-        nearness = (topics[drawn] @ topics[chosen].T).toarray()[:, 0]
-        drawn = drawn[np.argsort(-nearness, kind="stable")]
-    for index in drawn:
-        if not is_near_copy(copied, library.grams_of(library.documents[index])):
-            return library.documents[index]
-    return library.documents[int(drawn[0])]
+    def _draws(self, of: PairSet, mine: int, rng: np.random.Generator) -> Iterator[int]:
+        """Texts by others, at random."""
+        for _ in range(_TRIES):
+            other = int(rng.choice(of.texts))
+            if self.corpus.author[other] != self.corpus.author[mine]:
+                yield other
 
+    def _nearest(
+        self, of: PairSet, chosen: np.ndarray, rng: np.random.Generator
+    ) -> list[Sequence[int]]:
+        """For each, `topic_pool` random texts by others, the nearest in topic first."""
+        if not len(chosen):
+            return []
+        if len(of.texts) <= _POOL:
+            pool, vectors = of.texts, self._vectors(of.name)
+        else:
+            pool = rng.choice(of.texts, _POOL, replace=False)
+            vectors = self._vectors_of(pool)
+        nearness = (self._vectors_of(chosen) @ vectors.T).toarray()
+        found = []
+        for near, mine in zip(nearness, chosen, strict=True):
+            drawn = rng.permutation(len(pool))
+            is_other = self.corpus.author[pool[drawn]] != self.corpus.author[mine]
+            drawn = drawn[is_other][: self.cfg.topic_pool]
+            found.append(pool[drawn[np.argsort(-near[drawn], kind="stable")]].tolist())
+        return found
 
-def _exemplars(
-    chosen: Document,
-    rejected: Document,
-    library: _Library,
-    cfg: PairConfig,
-    rng: np.random.Generator,
-) -> list[Document]:
-    """k of the author's exemplars, none a near copy of a candidate."""
-    own = library.exemplars[chosen.author]
-    mixed = [own[i] for i in rng.permutation(len(own))]
-    shown = [library.grams_of(chosen), library.grams_of(rejected)]
-    fresh = [d for d in mixed if not any(is_near_copy(g, library.grams_of(d)) for g in shown)]
-    if len(fresh) < cfg.num_exemplars:
-        raise ValueError(
-            f"author {chosen.author!r} has only {len(fresh)} exemplars that are no near copies of "
-            f"texts {chosen.doc_id!r} or {rejected.doc_id!r}: ask for fewer with "
-            "--pairs.num-exemplars"
+    def _vectors_of_set(self, name: str) -> sparse.csr_array:
+        return self._vectors_of(self.sets[name].texts)
+
+    def _vectors_of(self, numbers: np.ndarray) -> sparse.csr_array:
+        return topic_vectors((self._words(int(i)) for i in numbers), self.topic_weights)
+
+    @cached_property
+    def topic_weights(self) -> np.ndarray:
+        """What words weigh in the corpus's candidates, or in a sample of them."""
+        numbers = self.corpus.candidates.texts
+        if len(numbers) > _SAMPLE:
+            rng = np.random.default_rng([self.seed, 7])
+            numbers = np.sort(rng.choice(numbers, _SAMPLE, replace=False))
+        return fit_topics(self._words(int(i)) for i in numbers)
+
+    def _complete(
+        self, mine: int, kind: NegativeType, others: Iterable[int], rng: np.random.Generator
+    ) -> tuple[int | None, list[int]] | None:
+        """The rejected text, unless it is to be written, and k exemplars; no near copies."""
+        shown = [self._grams(mine)]
+        rejected = None
+        if kind not in WRITTEN:
+            fresh = (i for i in others if not is_near_copy(shown[0], self._grams(i)))
+            rejected = next(fresh, None)
+            if rejected is None:
+                return None
+            shown.append(self._grams(rejected))
+        own = self.corpus.exemplars.of(int(self.corpus.author[mine]))
+        exemplars: list[int] = []
+        for i in rng.permutation(own).tolist():
+            if not any(is_near_copy(grams, self._grams(i)) for grams in shown):
+                exemplars.append(i)
+            if len(exemplars) == self.cfg.num_exemplars:
+                return rejected, exemplars
+        return None
+
+    def _pair(
+        self,
+        pair_id: str,
+        of: PairSet,
+        mine: int,
+        other: int | None,
+        shown: Sequence[int],
+        kind: NegativeType,
+        order: Order,
+    ) -> Pair:
+        chosen, exemplars = self._document(mine), [self._document(i) for i in shown]
+        rejected = None if other is None else self._document(other)
+        # A prompt that only one of the two texts answers would give the answer away.
+        is_shared = rejected is None or rejected.prompt == chosen.prompt
+        return Pair(
+            pair_id=pair_id,
+            author=chosen.author,
+            author_split=of.split,
+            domain=chosen.domain,
+            prompt=chosen.prompt if is_shared else "",
+            exemplars=tuple(d.text for d in exemplars),
+            exemplar_ids=tuple(d.doc_id for d in exemplars),
+            chosen=chosen.text,
+            chosen_id=chosen.doc_id,
+            rejected=rejected.text if rejected else "",
+            rejected_id=rejected.doc_id if rejected else f"{chosen.doc_id}/{kind}",
+            rejected_author=rejected.author if rejected else "",
+            negative_type=kind,
+            order=order,
+            writer="human" if rejected else "",
+            seed=self.seed,
         )
-    return fresh[: cfg.num_exemplars]
 
 
 def with_wrong_author(pairs: Sequence[Pair], seed: int) -> list[Pair]:

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from persrm_jax.data.facts import FACTS, LEVELS, Yardstick, measure
-from persrm_jax.data.pairs import PairConfig, make_pairs
+from persrm_jax.data.pairs import make_pairs
 from persrm_jax.data.personas import PersonaConfig, make_personas
 from persrm_jax.data.prompts import Judgement, PromptConfig, judge_messages, parse_judgement
+from persrm_jax.data.splits import PairConfig
 from persrm_jax.data.traces import (
     TeacherConfig,
     fit_teacher,

@@ -1,0 +1,140 @@
+"""Which authors and texts are to train on, which to select by, and which to test on."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from persrm_jax.data.corpus import Corpus, Grouped
+from persrm_jax.types import NegativeType, Split
+
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """How many pairs, of which kinds."""
+
+    num_exemplars: int = 4
+    """Texts that show the person (k)."""
+    negatives: tuple[NegativeType, ...] = ("other_author_same_topic",)
+    """Kinds of rejected text, in equal parts."""
+    num_train: int = 2000
+    """Pairs of training authors."""
+    num_dev: int = 100
+    """Pairs of dev authors: for every selection."""
+    num_test: int = 300
+    """Pairs of test authors, whom training never sees."""
+    num_seen: int = 100
+    """Pairs of training authors with texts that training never sees."""
+    dev_share: float = 0.15
+    """Share of authors held out for selection."""
+    test_share: float = 0.3
+    """Share of authors held out for the result."""
+    topic_pool: int = 200
+    """Random texts by others among which the one nearest in topic is taken."""
+
+    def __post_init__(self) -> None:
+        if self.num_exemplars < 1:
+            raise ValueError(f"--pairs.num-exemplars {self.num_exemplars}: must be at least 1")
+        if not self.negatives:
+            raise ValueError("--pairs.negatives: name at least one kind")
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Whose texts the pairs of a set are made of."""
+
+    name: str
+    split: Split
+    count: int
+    """Pairs that are asked for."""
+    people: np.ndarray
+    """Authors by number, who take turns."""
+    candidates: Grouped
+    """Their texts."""
+    key: tuple[int, ...]
+    """What its draws are seeded with, beside the run's seed."""
+
+    @property
+    def texts(self) -> np.ndarray:
+        return self.candidates.texts
+
+
+def split_authors(authors: Iterable[str], cfg: PairConfig, seed: int) -> dict[str, Split]:
+    """Each author's split, by the seed; dev and test get at least two authors each.
+
+    Raises:
+        ValueError: fewer than six authors.
+    """
+    people = sorted(set(authors))
+    if len(people) < 6:
+        raise ValueError(
+            f"{len(people)} author{'s' * (len(people) != 1)} cannot be split into train, dev and "
+            "test with two in each: at least 6 are needed, each with a candidate text and "
+            f"--pairs.num-exemplars {cfg.num_exemplars} texts to show"
+        )
+    order = np.random.default_rng([seed, 2]).permutation(len(people))
+    num_dev = max(2, round(cfg.dev_share * len(people)))
+    num_test = max(2, round(cfg.test_share * len(people)))
+    if num_dev + num_test > len(people) - 2:
+        raise ValueError(
+            f"--pairs.dev-share {cfg.dev_share} and --pairs.test-share {cfg.test_share} leave "
+            f"fewer than two of {len(people)} authors for training"
+        )
+    counts = {"dev": num_dev, "test": num_test, "train": len(people) - num_dev - num_test}
+    splits = [split for split in SPLITS for _ in range(counts[split])]
+    return {people[i]: split for i, split in zip(order, splits, strict=True)}
+
+
+def eligible(corpus: Corpus, cfg: PairConfig) -> np.ndarray:
+    """Authors, by number, with a candidate and enough exemplars."""
+    enough = corpus.exemplars.counts >= cfg.num_exemplars
+    return np.flatnonzero(enough & (corpus.candidates.counts > 0))
+
+
+def split_sets(corpus: Corpus, cfg: PairConfig, seed: int) -> list[PairSet]:
+    """`train`, `dev` and `test`; and `seen`, to which go half of the training authors' candidates.
+
+    Raises:
+        ValueError: as `split_authors`.
+    """
+    authors = eligible(corpus, cfg)
+    splits = split_authors((corpus.names[a] for a in authors), cfg, seed)
+    split_of = np.full(len(corpus.names), "", "U5")
+    split_of[authors] = [splits[corpus.names[a]] for a in authors]
+    half = _later_half(corpus, seed)
+    in_split = {split: (split_of == split)[corpus.author] for split in SPLITS}
+    counts = (cfg.num_train, cfg.num_dev, cfg.num_test)
+    sets = [
+        _pair_set(
+            corpus, in_split[split] & ~(half & (split == "train")), split, split, count, (3, i)
+        )
+        for i, (split, count) in enumerate(zip(SPLITS, counts, strict=True))
+    ]
+    return [*sets, _pair_set(corpus, in_split["train"] & half, "seen", "train", cfg.num_seen, (4,))]
+
+
+def held_out_set(corpus: Corpus, cfg: PairConfig) -> PairSet:
+    """All authors alike, for texts that no training has seen."""
+    chosen = np.isin(corpus.author, eligible(corpus, cfg))
+    return _pair_set(corpus, chosen, "test", "test", cfg.num_test, (3, 2))
+
+
+def _pair_set(
+    corpus: Corpus, chosen: np.ndarray, name: str, split: Split, count: int, key: tuple[int, ...]
+) -> PairSet:
+    candidates = corpus.by_author(chosen & ~corpus.is_exemplar)
+    return PairSet(name, split, count, np.flatnonzero(candidates.counts), candidates, key)
+
+
+def _later_half(corpus: Corpus, seed: int) -> np.ndarray:
+    """[N]: whether a text is in the second half of its author's candidates, in an order of the
+    seed's. A lone text is not."""
+    texts, starts = corpus.candidates
+    counts = np.diff(starts)
+    order = np.lexsort((np.random.default_rng([seed, 5]).random(len(texts)), corpus.author[texts]))
+    places = np.arange(len(texts)) - np.repeat(starts[:-1], counts)
+    found = np.zeros(len(corpus), np.bool_)
+    found[texts[order]] = places >= np.repeat((counts + 1) // 2, counts)
+    return found
