@@ -26,6 +26,7 @@ from experiments.presets import RunConfig
 from experiments.report import WRONG_AUTHOR, find_rows
 from experiments.synthesize import load_pairs, read_documents
 from persrm_jax import cli
+from persrm_jax.data.documents import Counts
 from persrm_jax.data.pairs import make_test_pairs, with_wrong_author
 from persrm_jax.distributed import is_main, on_main
 from persrm_jax.evaluation.baselines import BASELINES, baseline_predictions
@@ -148,7 +149,7 @@ def main(args: Sequence[str]) -> None:
         folder = (asked.out or run.path / "evaluation") / "test"
     else:
         cfg = replace(cfg, data=asked.data)
-        documents = read_documents(cfg)
+        documents = list(read_documents(cfg, Counts()))
         pairs = make_test_pairs(documents, cfg.pairs, cfg.seed)
         name = Path(asked.data).name.removesuffix(".gz").removesuffix(".jsonl")
         folder = asked.out or run.path / f"evaluation-{name}"

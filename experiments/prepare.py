@@ -33,7 +33,7 @@ def prepare(cfg: RunConfig) -> tuple[RunFolder, Mesh]:
     check_fit(cfg)
     run = RunFolder(cfg.folder, cfg, free=FREE_FIELDS)
     if not run.is_done("data"):
-        synthesize(cfg, run)
+        synthesize(cfg, run, mesh)
     return run, mesh
 
 

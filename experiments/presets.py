@@ -7,8 +7,12 @@ from typing import Any, Literal, TypeVar, get_args
 
 from persrm_jax import cli
 from persrm_jax.data.documents import CorpusConfig
+from persrm_jax.data.local_writer import LocalConfig
+from persrm_jax.data.negatives import NegativesConfig
+from persrm_jax.data.openai_writer import OpenAIConfig
 from persrm_jax.data.personas import PersonaConfig
 from persrm_jax.data.prompts import PromptConfig
+from persrm_jax.data.sources import SourceConfig
 from persrm_jax.data.splits import PairConfig
 from persrm_jax.data.traces import TeacherConfig
 from persrm_jax.distributed import ClusterConfig
@@ -52,7 +56,16 @@ class RunConfig:
     cluster: cli.Cluster = field(default_factory=ClusterConfig)
     personas: PersonaConfig = field(default_factory=PersonaConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    source: SourceConfig = field(default_factory=SourceConfig)
     pairs: PairConfig = field(default_factory=PairConfig)
+    writer: str = "rules"
+    """Who writes negatives of the kinds mimic, minor and random: `rules` (minor alone, no model),
+    `local` (the run's model), `openai` (an endpoint); one for all, or KIND=NAME,KIND=NAME."""
+    written: NegativesConfig = field(default_factory=NegativesConfig)
+    local: LocalConfig = field(default_factory=LocalConfig)
+    openai: OpenAIConfig = field(default_factory=OpenAIConfig)
+    processes: int = 0
+    """That make pairs (0: one a core); the pairs are the same."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -79,7 +92,7 @@ TINY = RunConfig(
     personas=PersonaConfig(texts=64),
     pairs=PairConfig(num_exemplars=1, num_train=4000, num_dev=400, num_test=400, num_seen=60),
     prompt=PromptConfig(template="compact", max_tokens=512),
-    teacher=TeacherConfig(num_facts=5),
+    teacher=TeacherConfig(num_facts=5, both_orders=False),
     sft=SftConfig(
         steps=600,
         batch_size=16,
@@ -186,11 +199,16 @@ def with_variant(cfg: Run, name: Variant) -> Run:
 
 
 def parse_run(presets: Mapping[str, Run], prog: str, args: Sequence[str]) -> Run:
-    """A command's configuration: preset, variant, then flags.
+    """A command's configuration: preset, variant, then flags. Without a preset, --model with the
+    name of one means that one.
 
     Raises:
         ValueError: as `cli.parse_preset`, or an unknown variant.
     """
+    args = _in_full(args)
+    model = _value_of(args, "--model")
+    if model in presets and (not args or args[0].startswith("-")):
+        args = [model, *args]
     name = _variant_of(args)
     changed = {preset: with_variant(cfg, name) for preset, cfg in presets.items()}
     return cli.parse_preset(changed, DEFAULT, prog, args)
@@ -198,16 +216,45 @@ def parse_run(presets: Mapping[str, Run], prog: str, args: Sequence[str]) -> Run
 
 def _variant_of(args: Sequence[str]) -> Variant:
     """What the flag says, which is looked for before the others since it changes their defaults."""
-    found: Any = "grpo"
-    for i, word in enumerate(args):
-        flag, _, value = word.partition("=")
-        if flag == "--variant":
-            found = value or "".join(args[i + 1 : i + 2])
+    found: Any = _value_of(args, "--variant", "grpo")
     if found not in get_args(Variant):
         names = ", ".join(get_args(Variant))
         raise ValueError(f"--variant {found}: must be one of {names}")
     return found
 
 
-FREE_FIELDS = ("mesh", "out", "cluster", "profile")
+def _value_of(args: Sequence[str], wanted: str, default: str = "") -> str:
+    """A flag's last value."""
+    found = default
+    for i, word in enumerate(args):
+        flag, _, value = word.partition("=")
+        if flag == wanted:
+            found = value or "".join(args[i + 1 : i + 2])
+    return found
+
+
+_SHORT = {
+    "--negatives": "--pairs.negatives",
+    "--max-pairs": "--pairs.max-pairs",
+    "--base-url": "--openai.base-url",
+}
+"""Flags that go by the last part of their names, too."""
+
+
+def _in_full(args: Sequence[str]) -> list[str]:
+    """Short flags by their full names; kinds of negatives may be parted by commas."""
+    full: list[str] = []
+    for word in args:
+        flag, equals, value = word.partition("=")
+        flag = _SHORT.get(flag, flag)
+        if flag == "--pairs.negatives" and equals:
+            full += [flag, *value.split(",")]
+        elif full[-1:] == ["--pairs.negatives"] and not word.startswith("--"):
+            full += word.split(",")
+        else:
+            full.append(f"{flag}{equals}{value}")
+    return full
+
+
+FREE_FIELDS = ("mesh", "out", "cluster", "profile", "processes")
 """Fields in which a resumed run may differ from the folder's config."""

@@ -1,100 +1,217 @@
 """Texts -> documents -> pairs -> traces (and, for a model from scratch, its tokenizer).
 
-    python -m experiments.synthesize [PRESET] [--data FILE.jsonl.gz] [--out DIR]
+    python -m experiments.synthesize [PRESET] [--data TEXTS] [--out DIR]
+    python -m experiments.synthesize smollm2 --negatives minor,mimic,other_author_same_topic \\
+        --writer minor=rules,mimic=local --max-pairs 200
 
 Writes `documents.jsonl`, `pairs.jsonl` (train, dev and test authors), `pairs_seen.jsonl` (unseen
-texts of training authors) and `traces.jsonl` into the run folder.
+texts of training authors), `traces.jsonl`, what writers gave in `answers.jsonl`, and a data card
+into the run folder. A run that was cut off goes on where it was, and writes the same.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from rich.progress import Progress, track
+
 from experiments.presets import FREE_FIELDS, PRESETS, RunConfig, parse_run
+from experiments.writers import Writers
 from persrm_jax import cli
+from persrm_jax.data.answers import Answers
 from persrm_jax.data.batches import encode_pairs
-from persrm_jax.data.documents import load_documents, summarize
+from persrm_jax.data.card import Card, yields
+from persrm_jax.data.corpus import Corpus
+from persrm_jax.data.documents import Counts, make_documents
 from persrm_jax.data.embedded import load_embedded
-from persrm_jax.data.pairs import make_pairs
+from persrm_jax.data.negatives import Negatives
+from persrm_jax.data.pair_files import write_pairs
+from persrm_jax.data.pairs import PairMaker
 from persrm_jax.data.personas import make_personas
+from persrm_jax.data.sources import read_texts
+from persrm_jax.data.splits import eligible, split_sets
+from persrm_jax.data.taught import taught_traces
 from persrm_jax.data.traces import fit_teacher, make_traces
 from persrm_jax.distributed import initialize, on_main
-from persrm_jax.jsonl import read_records, write_records
+from persrm_jax.jsonl import iter_records, read_records, write_records
 from persrm_jax.models.load import FROM_SCRATCH, load_tokenizer, model_folder
 from persrm_jax.runs import RunFolder
+from persrm_jax.sharding import make_mesh
 from persrm_jax.tokenizer import Tokenizer, train_tokenizer
 from persrm_jax.types import Document, Pair, Trace
 
 TINY_VOCABULARY = 640
+_TOKENIZED = 20_000
+"""Traces on which a tokenizer is trained, where there are more."""
+_MEASURED = 5000
+"""Documents that the stylometric teacher is fitted to, where there are more."""
+_CHECKED = 512
+PAIR_FILES = {"pairs.jsonl": ("train", "dev", "test"), "pairs_seen.jsonl": ("seen",)}
+UNFINISHED = ".partial"
 
 
-def read_documents(cfg: RunConfig) -> list[Document]:
+def read_documents(cfg: RunConfig, counts: Counts) -> Iterable[Document]:
     """The corpus that `--data` names.
 
     Raises:
-        ValueError: no such file, or rows that are no documents.
+        ValueError: no such data, or rows that are no texts.
     """
     if cfg.data == "personas":
         return make_personas(cfg.personas, cfg.seed)
     if cfg.data == "embedded":
         return load_embedded(cfg.corpus)
-    return load_documents(Path(cfg.data), cfg.corpus)
+    return make_documents(read_texts(cfg.data, cfg.source), cfg.corpus, counts)
 
 
-def synthesize(cfg: RunConfig, run: RunFolder) -> None:
-    """Makes every data file. Bad input is found before the first is written.
+def synthesize(cfg: RunConfig, run: RunFolder, mesh: Mesh) -> None:
+    """Makes every data file. They get their names when all are whole.
 
     Raises:
         ValueError: texts or settings of which no data set can be made.
     """
-    with run.stage("data"):
-        on_main(lambda: _synthesize(cfg, run))
+    with run.stage("data"), jax.set_mesh(mesh):
+        writers = Writers(cfg, mesh)
+        if jax.process_count() > 1 and "local" in writers.names:
+            raise ValueError("--writer local: make the data with one process; any number read it")
+        on_main(lambda: _synthesize(cfg, run.path, writers))
 
 
-def _synthesize(cfg: RunConfig, run: RunFolder) -> None:
-    documents = read_documents(cfg)
-    print(f"documents: {summarize(documents)}")
-    sets = make_pairs(documents, cfg.pairs, cfg.seed)
-    counts = Counter(pair.author_split for pair in sets.main)
-    listed = ", ".join(f"{n:,} {split}" for split, n in counts.items())
-    print(f"pairs: {listed}, {len(sets.seen):,} of training authors' unseen texts")
-    pairs = [pair for pair in sets.main if pair.author_split == "train"]
-    yardstick = fit_teacher(documents, {pair.author for pair in pairs}, cfg.teacher)
-    traces = make_traces(pairs, yardstick, cfg.prompt)
-    if not traces:
-        raise ValueError(
-            f"the stylometric teacher judged none of {len(pairs)} training pairs rightly: "
-            "bring longer texts (--corpus.max-words) or more facts (--teacher.num-facts)"
-        )
-    print(
-        f"traces: {len(traces):,} of {len(pairs):,} kept (right verdict); "
-        f"facts: {', '.join(yardstick.names)}"
-    )
-    tokenizer = _tokenizer(cfg, traces)
-    for group in (sets.main, sets.seen):
-        encode_pairs(group, [pair.order for pair in group], tokenizer, cfg.prompt)
-    write_records(run.path / "documents.jsonl", documents)
-    write_records(run.path / "pairs_seen.jsonl", sets.seen)
-    write_records(run.path / "pairs.jsonl", sets.main)
-    write_records(run.path / "traces.jsonl", traces)
+def _synthesize(cfg: RunConfig, folder: Path, writers: Writers) -> None:
+    card = Card(cfg.data, cfg.seed)
+    answers = Answers(folder / "answers.jsonl")
+    try:
+        corpus = _make_documents(cfg, folder, card)
+        maker = PairMaker(corpus, split_sets(corpus, cfg.pairs, cfg.seed), cfg.pairs, cfg.seed)
+        _make_pairs(cfg, folder, maker, Negatives(writers.of_kinds(), answers, cfg.written), card)
+        _make_traces(cfg, folder, maker, writers, answers, card)
+        tokenizer = _tokenizer(cfg, iter_records(_unfinished(folder, "traces.jsonl"), Trace))
+        for name in PAIR_FILES:
+            _check_lengths(iter_records(_unfinished(folder, name), Pair), tokenizer, cfg)
+    except ValueError:
+        for path in folder.glob(f"*{UNFINISHED}"):  # of no use; answers are
+            path.unlink()
+        raise
+    finally:
+        answers.close()
+    card.of_answers(answers, writers.cost)
+    card.write(folder)
     if cfg.model == FROM_SCRATCH:
-        tokenizer.save(run.path / "tokenizer")
+        tokenizer.save(folder / "tokenizer")
+    for path in sorted(folder.glob(f"*{UNFINISHED}")):
+        os.replace(path, path.with_suffix(""))
 
 
-def _tokenizer(cfg: RunConfig, traces: Sequence[Trace]) -> Tokenizer:
+def _unfinished(folder: Path, name: str) -> Path:
+    return folder / f"{name}{UNFINISHED}"
+
+
+def _make_documents(cfg: RunConfig, folder: Path, card: Card) -> Corpus:
+    path = _unfinished(folder, "documents.jsonl")
+    write_records(path, card.of_documents(read_documents(cfg, card.counts)))
+    corpus = Corpus.open(path)
+    card.of_corpus(corpus, len(eligible(corpus, cfg.pairs)))
+    print(f"documents: {card.documents_line()}")
+    return corpus
+
+
+def _make_pairs(
+    cfg: RunConfig, folder: Path, maker: PairMaker, negatives: Negatives, card: Card
+) -> None:
+    for name, sets in PAIR_FILES.items():
+        path = _unfinished(folder, name)
+        asked = sum(block.count for block in maker.blocks(*sets))
+        with Progress() as bar:
+            advance = partial(bar.advance, bar.add_task(name, total=asked))
+            processes = cfg.processes or os.cpu_count() or 1
+            write_pairs(path, maker, sets, fill=negatives, processes=processes, advance=advance)
+        _exhaust(card.of_pairs(name, asked, iter_records(path, Pair)))
+    print(f"pairs: {card.pairs_line()}")
+    if written := yields(negatives.answers):
+        print(f"written: {written}")
+
+
+def _make_traces(
+    cfg: RunConfig,
+    folder: Path,
+    maker: PairMaker,
+    writers: Writers,
+    answers: Answers,
+    card: Card,
+) -> None:
+    source = _unfinished(folder, "pairs.jsonl")
+    pairs = (p for p in iter_records(source, Pair) if p.author_split == "train")
+    count = sum(p.author_split == "train" for p in iter_records(source, Pair))
+    teacher = cfg.teacher
+    facts = ""
+    if teacher.by == "stylometric":
+        known = _known_documents(maker, cfg.seed)
+        yardstick = fit_teacher(known, teacher)
+        traces = make_traces(pairs, yardstick, cfg.prompt, both_orders=teacher.both_orders)
+        facts = f"; facts: {', '.join(yardstick.names)}"
+    else:
+        traces = taught_traces(
+            pairs,
+            writers.by_name(teacher.writer),
+            answers,
+            cfg.prompt,
+            samples=teacher.first_pass,
+            second_pass=teacher.has_second_pass,
+        )
+    asked = count * (2 if teacher.both_orders or cfg.prompt.answer == "score" else 1)
+    path = _unfinished(folder, "traces.jsonl")
+    write_records(path, card.of_traces(asked, track(traces, "traces.jsonl", total=asked)))
+    print(f"traces: {card.traces_line()}{facts}")
+    if not card.num_traces:
+        raise ValueError(
+            f"the {teacher.by} teacher judged none of {count} training pairs rightly: bring longer "
+            "texts (--corpus.max-words), more facts (--teacher.num-facts) or a better teacher "
+            "(--teacher.by)"
+        )
+
+
+def _known_documents(maker: PairMaker, seed: int) -> list[Document]:
+    """The training authors' exemplars, or a sample of them."""
+    corpus = maker.corpus
+    is_known = corpus.is_exemplar & np.isin(corpus.author, maker.sets["train"].people)
+    numbers = np.flatnonzero(is_known)
+    if len(numbers) > _MEASURED:
+        rng = np.random.default_rng([seed, 8])
+        numbers = np.sort(rng.choice(numbers, _MEASURED, replace=False))
+    return [corpus[i] for i in numbers.tolist()]
+
+
+def _exhaust(records: Iterator[Pair]) -> None:
+    for _ in records:
+        pass
+
+
+def _check_lengths(pairs: Iterator[Pair], tokenizer: Tokenizer, cfg: RunConfig) -> None:
+    while some := list(islice(pairs, _CHECKED)):
+        encode_pairs(some, [pair.order for pair in some], tokenizer, cfg.prompt)
+
+
+def _tokenizer(cfg: RunConfig, traces: Iterator[Trace]) -> Tokenizer:
     """The model's own, or one trained on the training prompts and traces."""
     if cfg.init is not None:
         return load_tokenizer(str(model_folder(cfg.init)))
     if cfg.model != FROM_SCRATCH:
         return load_tokenizer(cfg.model)
-    texts = [message["content"] for trace in traces for message in trace.messages]
-    texts += [trace.response for trace in traces]
-    return train_tokenizer(texts, TINY_VOCABULARY)
+    texts: list[str] = []
+    responses: list[str] = []
+    for trace in islice(traces, _TOKENIZED):
+        texts += [message["content"] for message in trace.messages]
+        responses.append(trace.response)
+    return train_tokenizer(texts + responses, TINY_VOCABULARY)
 
 
 def load_pairs(folder: Path, split: str) -> list[Pair]:
     """The run's pairs of train, dev or test authors."""
-    return [p for p in read_records(folder / "pairs.jsonl", Pair) if p.author_split == split]
+    return [p for p in iter_records(folder / "pairs.jsonl", Pair) if p.author_split == split]
 
 
 def load_traces(folder: Path) -> list[Trace]:
@@ -108,7 +225,7 @@ def main(args: Sequence[str]) -> None:
     initialize(cfg.cluster, cfg.mesh.num_devices)
     run = RunFolder(cfg.folder, cfg, free=FREE_FIELDS)
     if not run.is_done("data"):
-        synthesize(cfg, run)
+        synthesize(cfg, run, make_mesh(cfg.mesh))
     print(f"data: in {run.path}")
 
 

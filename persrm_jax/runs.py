@@ -41,8 +41,9 @@ class RunFolder:
             raise ValueError(f"--out {path}: is a file, expected a folder")
         wanted = json.loads(json.dumps(dataclasses.asdict(config), default=str))
         saved_path = path / "config.json"
-        # A folder in which no stage has finished holds nothing that another config could spoil.
-        if saved_path.is_file() and self.stages:
+        # A folder in which no stage has finished, and none was cut off, holds nothing that another
+        # config could spoil.
+        if saved_path.is_file() and (self.stages or any(path.glob("*.partial"))):
             saved = json.loads(saved_path.read_text(encoding="utf-8"))
             if (difference := _difference(saved, wanted, set(free))) is not None:
                 raise ValueError(

@@ -1,24 +1,19 @@
 """Texts -> documents: cleaned, cut to passages, without repeats, each in one of the two pools."""
 
-import logging
-import re
-import statistics
+import hashlib
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
 
-from persrm_jax.jsonl import read_rows
+from persrm_jax.data.cleaning import clean_text, cut_passages, english_share, strip_boilerplate
+from persrm_jax.data.copies import CopyFilter
+from persrm_jax.data.sources import Text
+from persrm_jax.data.words import words_of
 from persrm_jax.types import Document, Pool
 
-_LOG = logging.getLogger(__name__)
-
-# A sentence ends at . ! or ? (and closing quotes) where no lower-case letter follows, unless the
-# stop belongs to an initial or a title.
-_SENTENCE = re.compile(
-    r"""\S.*?(?:(?<!\b[A-Z])(?<!\b(?:Mr|Dr|St|No))(?<!\b(?:Mrs|Gen|Gov|Rev|Sen))"""
-    r"""[.!?]["'”’)\]]*(?=\s+[^a-z\s])|\Z)"""
-)
+_ENGLISH = 0.2
+"""Share of common English words from which on a text is taken for English."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +26,15 @@ class CorpusConfig:
     """Shorter texts are dropped."""
     passages: int = 1
     """Most passages taken from one text (0: all)."""
+    prompt_words: int = 32
+    """Words before a passage that become its prompt, so that to continue them is a task (0: none);
+    a text's own prompt stays its first passage's."""
+    language: Literal["any", "en"] = "any"
+    """`en` drops texts that do not look English."""
+    boilerplate: bool = True
+    """Whether to strip mail headers, quoted replies, legal notices and signatures."""
+    near_copies: bool = True
+    """Whether to drop passages that are almost one that came before."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_words <= self.max_words:
@@ -38,203 +42,101 @@ class CorpusConfig:
                 f"min_words is {self.min_words} and max_words {self.max_words};"
                 " they must satisfy 1 <= min_words <= max_words"
             )
-        if self.passages < 0:
-            raise ValueError(f"passages is {self.passages}; it must be 0 (all) or more")
+        for name in ("passages", "prompt_words"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
 
 
-@dataclass(frozen=True)
-class _Text:
-    """One row of a file; `split` is None where the row has none."""
+@dataclass
+class Counts:
+    """What became of the texts."""
 
-    line: int
-    author: str
-    doc_id: str
-    domain: str
-    split: Pool | None
-    text: str
-    prompt: str
-
-
-def clean_text(text: str) -> str:
-    """Single spaces inside paragraphs, one blank line between them."""
-    paragraphs = (" ".join(p.split()) for p in re.split(r"\n\s*\n", text))
-    return "\n\n".join(p for p in paragraphs if p)
+    texts: int = 0
+    characters: int = 0
+    documents: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Texts of which nothing was kept, by why."""
+    near_copies: int = 0
+    """Passages."""
+    licenses: Counter[str] = field(default_factory=Counter)
+    """Of the texts that say theirs."""
 
 
-def cut_passages(text: str, max_words: int) -> list[str]:
-    """All of `text`, cleaned, as passages of whole sentences with at most `max_words` words each.
+def make_documents(texts: Iterable[Text], cfg: CorpusConfig, counts: Counts) -> Iterator[Document]:
+    """Documents in the order of the texts, which are taken one at a time.
 
-    A sentence longer than that is cut at a word.
+    A text's passages share its split; a text without one goes to `train` and `test` in turn with
+    its author's others. From the second on, the k-th passage taken is called `doc_id#k`. What is
+    dropped is counted.
     """
-    passages: list[str] = []
-    current, num_words = "", 0
-    for paragraph in clean_text(text).split("\n\n"):
-        gap = "\n\n"
-        for sentence in _SENTENCE.findall(paragraph):
-            words = sentence.split()
-            for start in range(0, len(words), max_words):
-                piece = words[start : start + max_words]
-                if current and num_words + len(piece) > max_words:
-                    passages.append(current)
-                    current, num_words = "", 0
-                current = current + (gap if current else "") + " ".join(piece)
-                num_words += len(piece)
-                gap = " "
-    return [*passages, current] if current else passages
-
-
-def long_passages(text: str, cfg: CorpusConfig) -> list[str]:
-    """The passages of `text` that have at least `cfg.min_words` words."""
-    passages = cut_passages(text, cfg.max_words)
-    return [p for p in passages if len(p.split()) >= cfg.min_words]
-
-
-def drop_repeats(passages: list[str], seen: set[str], max_passages: int | None = None) -> list[str]:
-    """The first `max_passages` passages that are not in `seen`, each once; they join `seen`."""
-    new = [p for p in dict.fromkeys(passages) if p not in seen][:max_passages]
-    seen.update(new)
-    return new
-
-
-def load_documents(path: Path, cfg: CorpusConfig) -> list[Document]:
-    """Reads texts from JSON Lines (`.gz` is unpacked) and makes documents in the file's order.
-
-    Rows have `author` and `text`, and may have `doc_id` (default: the author and a running
-    number), `domain` (default: the file's stem), `split` (default: an author's remaining texts go
-    to `train` and `test` in turn, sorted by `doc_id`) and `prompt`. Further fields are ignored. A
-    text's passages share its split; from the second on, the k-th taken is called `doc_id#k`. A
-    passage that an earlier text has given is passed over. What is dropped is counted in the log.
-
-    Raises:
-        ValueError: a malformed row, no rows, an author with one text, or no author with documents
-            in both pools; it names the file, and the line or the author.
-    """
-    texts = _read_texts(path)
-    whole_texts: set[str] = set()
-    seen: set[str] = set()
-    kept: list[tuple[_Text, list[str]]] = []
-    num_short = num_repeats = 0
-    for text in texts:
-        passages = long_passages(text.text, cfg)
-        new = []
-        if drop_repeats([clean_text(text.text)], whole_texts):
-            new = drop_repeats(passages, seen, cfg.passages or None)
-        if new:
-            kept.append((text, new))
-        elif passages:
-            num_repeats += 1
-        else:
-            num_short += 1
-    splits = _splits([text for text, _ in kept])
-    documents = [
-        Document(
-            author=text.author,
-            doc_id=text.doc_id if number == 1 else f"{text.doc_id}#{number}",
-            domain=text.domain,
-            split=splits[text.doc_id],
-            text=passage,
-            prompt=text.prompt,
-        )
-        for text, passages in kept
-        for number, passage in enumerate(passages, start=1)
-    ]
-    pools = {pool: {d.author for d in documents if d.split == pool} for pool in ("train", "test")}
-    if not pools["train"] & pools["test"]:
-        raise ValueError(
-            f"{path}: no author has a train and a test document of at least {cfg.min_words} words;"
-            " give authors texts of both splits, or lower min_words"
-        )
-    _LOG.info(
-        "%s: dropped %d texts shorter than %d words, %d repeated texts, %d authors",
-        path,
-        num_short,
-        cfg.min_words,
-        num_repeats,
-        len({text.author for text in texts} - {d.author for d in documents}),
-    )
-    return documents
-
-
-def summarize(documents: list[Document]) -> str:
-    """One line: numbers of authors and documents, the pools, median length, domains."""
-    num_words = [len(document.text.split()) for document in documents]
-    num_train = sum(document.split == "train" for document in documents)
-    return (
-        f"{len({d.author for d in documents}):,} authors, {len(documents):,} documents"
-        f" ({num_train:,} exemplar pool, {len(documents) - num_train:,} candidate pool),"
-        f" median {statistics.median_low(num_words)} words,"
-        f" domains: {', '.join(sorted({d.domain for d in documents}))}"
-    )
-
-
-def _read_texts(path: Path) -> list[_Text]:
-    """Reads the rows; checks each, that ids are unique, and that each author has two texts."""
-    domain = path.name.removesuffix(".gz").removesuffix(".jsonl")
-    num_texts: Counter[str] = Counter()
-    texts: dict[str, _Text] = {}
-    for line, row in read_rows(path):
-        text = _read_text(f"{path}, line {line}", line, row, domain, num_texts)
-        if text.doc_id in texts:
-            raise ValueError(
-                f"{path}, line {line}: doc_id {text.doc_id!r} is taken by line"
-                f" {texts[text.doc_id].line}; give each text its own, or leave the field out"
-            )
-        texts[text.doc_id] = text
-    if not texts:
-        raise ValueError(f"{path}: holds no documents")
-    for author, count in num_texts.items():
-        if count == 1:
-            raise ValueError(
-                f"{path}: author {author!r} has one document; each author needs at least two,"
-                " one to serve as exemplar and one as candidate"
-            )
-    return list(texts.values())
-
-
-def _read_text(
-    place: str, line: int, row: dict[str, Any], domain: str, num_texts: Counter[str]
-) -> _Text:
-    """Checks one row, fills in what it leaves out, and adds it to the author's `num_texts`."""
-    for field in ("author", "text"):
-        if not isinstance(row.get(field), str) or not row[field].strip():
-            fault = "empty" if isinstance(row.get(field), str) else "bad"
-            fault = fault if field in row else "no field"
-            raise ValueError(f"{place}: {fault} {field!r}; it must be a string that is not blank")
-    for field in ("domain", "prompt"):
-        if not isinstance(row.get(field, ""), str):
-            raise ValueError(f"{place}: bad {field!r}; it must be a string")
-    author = row["author"].strip()
-    num_texts[author] += 1
-    doc_id = row.get("doc_id", f"{author}-{num_texts[author]}")
-    if isinstance(doc_id, bool) or not isinstance(doc_id, str | int) or doc_id == "":
-        raise ValueError(
-            f"{place}: bad 'doc_id'; it must be a string that is not empty, or a whole number"
-        )
-    split = row.get("split")
-    if split not in (None, "train", "test"):
-        raise ValueError(f"{place}: split is {split!r}; it must be 'train' or 'test'")
-    return _Text(
-        line=line,
-        author=author,
-        doc_id=str(doc_id),
-        domain=row.get("domain", domain),
-        split=split,
-        text=row["text"],
-        prompt=row.get("prompt", ""),
-    )
-
-
-def _splits(texts: list[_Text]) -> dict[str, Pool]:
-    """Each text's split by `doc_id`; texts without one alternate within their author."""
-    splits: dict[str, Pool] = {text.doc_id: text.split for text in texts if text.split}
+    whole_texts: set[int] = set()
+    seen: set[int] = set()
+    copies = CopyFilter()
     turns: Counter[str] = Counter()
-    for text in sorted(texts, key=lambda text: _natural_order(text.doc_id)):
-        if text.split is None:
-            splits[text.doc_id] = "test" if turns[text.author] % 2 else "train"
-            turns[text.author] += 1
-    return splits
+    for text in texts:
+        counts.texts += 1
+        counts.characters += len(text.text)
+        found, why = _passages(text, cfg, whole_texts)
+        new: list[tuple[str, str]] = []
+        for prompt, passage in found:
+            if cfg.passages and len(new) == cfg.passages:
+                break
+            if _is_new(passage, seen):
+                if cfg.near_copies and copies.is_copy(words_of(passage)):
+                    counts.near_copies += 1
+                else:
+                    new.append((prompt, passage))
+        if not new:
+            counts.dropped[why or "repeated"] += 1
+            continue
+        split: Pool = text.split or ("test" if turns[text.author] % 2 else "train")
+        turns[text.author] += text.split is None
+        if text.license:
+            counts.licenses[text.license] += 1
+        for number, (prompt, passage) in enumerate(new, start=1):
+            counts.documents += 1
+            yield Document(
+                author=text.author,
+                doc_id=text.doc_id if number == 1 else f"{text.doc_id}#{number}",
+                domain=text.domain,
+                split=split,
+                text=passage,
+                prompt=prompt,
+            )
 
 
-def _natural_order(doc_id: str) -> list[str | int]:
-    """Sorts `a-10` after `a-9`."""
-    return [int(p) if i % 2 else p for i, p in enumerate(re.split(r"(\d+)", doc_id))]
+def _passages(
+    text: Text, cfg: CorpusConfig, whole_texts: set[int]
+) -> tuple[list[tuple[str, str]], str]:
+    """(prompt, passage) of each passage that is long enough, and why there are none."""
+    raw = strip_boilerplate(text.text) if cfg.boilerplate else text.text
+    clean = clean_text(raw)
+    found = long_passages(clean, clean_text(text.prompt), cfg)
+    if not found:
+        return [], "too short"
+    if cfg.language == "en" and english_share(clean) < _ENGLISH:
+        return [], "not English"
+    return (found, "") if _is_new(clean, whole_texts) else ([], "repeated")
+
+
+def _is_new(text: str, seen: set[int]) -> bool:
+    """Whether a text is not in `seen`, which it joins."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    number = int.from_bytes(digest, "big")
+    if number in seen:
+        return False
+    seen.add(number)
+    return True
+
+
+def long_passages(text: str, prompt: str, cfg: CorpusConfig) -> list[tuple[str, str]]:
+    """(prompt, passage) of the passages of `text` that have at least `cfg.min_words` words. The
+    first has the text's own prompt; so have the others if they are to have none of their own."""
+    found = []
+    for passage in cut_passages(text, cfg.max_words):
+        words = passage.split()
+        if len(words) >= cfg.min_words:
+            found.append((prompt, passage))
+        if cfg.prompt_words:
+            prompt = " ".join(words[-cfg.prompt_words :])
+    return found

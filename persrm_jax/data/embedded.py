@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from persrm_jax.data.documents import CorpusConfig, drop_repeats, long_passages
+from persrm_jax.data.documents import CorpusConfig, long_passages
 from persrm_jax.types import Document, Pool
 
 MAX_PASSAGES = 20
@@ -158,6 +158,7 @@ class _Passage:
     doc_id: str
     domain: str
     text: str
+    prompt: str
 
 
 def load_embedded(cfg: CorpusConfig) -> list[Document]:
@@ -175,14 +176,19 @@ def load_embedded(cfg: CorpusConfig) -> list[Document]:
     for source, author, path in _files(root):
         work = _CHAPTER.sub("", path.stem)
         for part, text in enumerate(_parts(path, source)):
-            for number, passage in enumerate(drop_repeats(long_passages(text, cfg), seen), 1):
-                doc_id = f"{path.stem}-{part}#{number}"
-                works[author][f"{work}-{part}"].append(_Passage(doc_id, source.domain, passage))
+            found = works[author][f"{work}-{part}"]
+            number = 0
+            for prompt, passage in long_passages(text, "", cfg):
+                if passage not in seen:
+                    seen.add(passage)
+                    number += 1
+                    doc_id = f"{path.stem}-{part}#{number}"
+                    found.append(_Passage(doc_id, source.domain, passage, prompt))
     return [
-        Document(author, passage.doc_id, passage.domain, pool, passage.text)
+        Document(author, p.doc_id, p.domain, pool, p.text, p.prompt)
         for author in works
         for pool, passages in _pools(list(works[author].values())).items()
-        for passage in _spread(passages)
+        for p in _spread(passages)
     ]
 
 

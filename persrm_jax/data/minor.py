@@ -2,11 +2,12 @@
 (PersRM-R1, arXiv 2508.14076). Whoever wrote one, a comparison of words proves it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from persrm_jax.data.synonyms import SYNONYMS
+from persrm_jax.data.writers import Request, Written
 
 NUM_CHANGES = (3, 4)
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
@@ -56,6 +57,14 @@ def replace_words(text: str, rng: np.random.Generator) -> str | None:
         new = str(rng.choice(_choices(words, i)))
         words[i] = new if _case(words[i]) == "lower" else new.capitalize()
     return "".join(gap + word for gap, word in zip(gaps, [*words, ""], strict=True))
+
+
+def write_minor(requests: Iterable[Request]) -> Iterator[Written]:
+    """A `Writer` of minor replacements that needs no model."""
+    for request in requests:
+        text = replace_words(request.text, np.random.default_rng(request.seed))
+        fault = "" if text else f"few words: the list knows fewer than {NUM_CHANGES[0]} of them"
+        yield Written(text, fault)
 
 
 def _split(text: str) -> tuple[list[str], list[str]]:

@@ -18,7 +18,7 @@ from persrm_jax.types import Pair
 
 _AHEAD = 2
 """Blocks under way for each process."""
-_WORTHWHILE = 8
+_WORTHWHILE = 32
 """Blocks from which on further processes are started."""
 _ID = re.compile(rb'\{"pair_id": "(\w+)-(\d+)"')
 
@@ -32,37 +32,34 @@ def write_pairs(
     processes: int = 1,
     advance: Callable[[int], Any] = lambda _: None,
 ) -> None:
-    """Writes the pairs of the sets `names`; the file appears when it is whole.
+    """Writes the pairs of the sets `names`. What the file already has is kept, but for its last
+    block, which may not be whole.
 
     Args:
         fill: finishes the pairs of a block, or leaves some out.
         processes: that make blocks. The file is the same for any number of them.
         advance: told how many of the pairs asked for are dealt with.
     """
-    if path.exists():
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     blocks = maker.blocks(*names)
-    done = _drop_last_block(partial, blocks)
+    done = _drop_last_block(path, blocks)
     advance(sum(block.count for block in blocks[:done]))
-    with partial.open("ab") as file:
+    with path.open("ab") as file:
         todo = blocks[done:]
         for block, pairs in zip(todo, _made(maker, todo, processes), strict=True):
             file.write("".join(map(record_line, fill(pairs))).encode())
             file.flush()
             advance(block.count)
-    os.replace(partial, path)
 
 
-def _drop_last_block(partial: Path, blocks: Sequence[Block]) -> int:
+def _drop_last_block(path: Path, blocks: Sequence[Block]) -> int:
     """Cuts a file back to blocks that are surely whole: all but the last, of which some pairs may
     be missing. Returns their number."""
-    if not partial.exists():
+    if not path.exists():
         return 0
     places = {(block.name, block.start): i for i, block in enumerate(blocks)}
     last, cut, end = -1, 0, 0
-    with partial.open("rb") as file:
+    with path.open("rb") as file:
         for line in file:
             found = _ID.match(line)
             if found is None:  # torn
@@ -72,7 +69,7 @@ def _drop_last_block(partial: Path, blocks: Sequence[Block]) -> int:
             if place != last:
                 last, cut = place, end
             end += len(line)
-    os.truncate(partial, cut)
+    os.truncate(path, cut)
     return max(last, 0)
 
 

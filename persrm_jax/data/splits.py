@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -31,6 +32,8 @@ class PairConfig:
     """Share of authors held out for selection."""
     test_share: float = 0.3
     """Share of authors held out for the result."""
+    max_pairs: int = 0
+    """Pairs in all sets together, which then shrink alike (0: as many as they say)."""
     topic_pool: int = 200
     """Random texts by others among which the one nearest in topic is taken."""
 
@@ -39,6 +42,23 @@ class PairConfig:
             raise ValueError(f"--pairs.num-exemplars {self.num_exemplars}: must be at least 1")
         if not self.negatives:
             raise ValueError("--pairs.negatives: name at least one kind")
+        if self.max_pairs < 0:
+            raise ValueError(f"--pairs.max-pairs {self.max_pairs}: must be 0 (all) or more")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Pairs of each set."""
+        asked = {
+            "train": self.num_train,
+            "dev": self.num_dev,
+            "test": self.num_test,
+            "seen": self.num_seen,
+        }
+        whole = sum(asked.values())
+        if not self.max_pairs or whole <= self.max_pairs:
+            return asked
+        ends = [round(end * self.max_pairs / whole) for end in accumulate(asked.values())]
+        return {n: b - a for n, a, b in zip(asked, [0, *ends], ends, strict=False)}
 
 
 @dataclass(frozen=True)
@@ -105,14 +125,13 @@ def split_sets(corpus: Corpus, cfg: PairConfig, seed: int) -> list[PairSet]:
     split_of[authors] = [splits[corpus.names[a]] for a in authors]
     half = _later_half(corpus, seed)
     in_split = {split: (split_of == split)[corpus.author] for split in SPLITS}
-    counts = (cfg.num_train, cfg.num_dev, cfg.num_test)
-    sets = [
-        _pair_set(
-            corpus, in_split[split] & ~(half & (split == "train")), split, split, count, (3, i)
-        )
-        for i, (split, count) in enumerate(zip(SPLITS, counts, strict=True))
+    counts, train = cfg.counts, in_split["train"]
+    return [
+        _pair_set(corpus, train & ~half, "train", "train", counts["train"], (3, 0)),
+        _pair_set(corpus, in_split["dev"], "dev", "dev", counts["dev"], (3, 1)),
+        _pair_set(corpus, in_split["test"], "test", "test", counts["test"], (3, 2)),
+        _pair_set(corpus, train & half, "seen", "train", counts["seen"], (4,)),
     ]
-    return [*sets, _pair_set(corpus, in_split["train"] & half, "seen", "train", cfg.num_seen, (4,))]
 
 
 def held_out_set(corpus: Corpus, cfg: PairConfig) -> PairSet:

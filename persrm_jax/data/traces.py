@@ -5,13 +5,15 @@ person is low, medium or high in it and which candidate is nearer, and scores by
 model, no network; a stronger teacher's traces have the same record.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from persrm_jax.data.facts import LEVELS, Yardstick, fit_yardstick, measure
 from persrm_jax.data.prompts import (
+    BOTH_ORDERS,
     Judgement,
     PromptConfig,
     compare,
@@ -21,18 +23,44 @@ from persrm_jax.data.prompts import (
 )
 from persrm_jax.types import Document, Order, Pair, Trace, Verdict, right_verdict
 
+_SELF_SAMPLES = 4
+
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The offline stylometric teacher."""
+    """Who gives the reasoning traces."""
 
+    by: Literal["stylometric", "local", "openai", "self"] = "stylometric"
+    """`stylometric`: offline, by measured facts; `local` and `openai`: a model that writes (as
+    --writer), in two passes; `self`: the run's own model, which keeps what it judges rightly
+    (rejection sampling), without a second pass."""
     num_facts: int = 8
-    """Facts a trace weighs: those that best tell the training authors apart."""
+    """Facts that a stylometric trace weighs: those that best tell the training authors apart."""
+    both_orders: bool = True
+    """Whether each pair is judged in both orders, or in its own; a model judges both."""
+    samples: int = 1
+    """Judgements that a model may take of a question in the first pass; `self` takes 4."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.num_facts < 1:
+            raise ValueError("--teacher.samples and --teacher.num-facts must be at least 1")
+
+    @property
+    def writer(self) -> str:
+        """The writer that a teacher is."""
+        return "local" if self.by == "self" else self.by
+
+    @property
+    def first_pass(self) -> int:
+        return max(self.samples, _SELF_SAMPLES) if self.by == "self" else self.samples
+
+    @property
+    def has_second_pass(self) -> bool:
+        return self.by != "self"
 
 
-def fit_teacher(documents: Sequence[Document], authors: set[str], cfg: TeacherConfig) -> Yardstick:
-    """Learns levels and the telling facts from the exemplar pool of the training `authors`."""
-    known = [d for d in documents if d.author in authors and d.split == "train"]
+def fit_teacher(known: Sequence[Document], cfg: TeacherConfig) -> Yardstick:
+    """Learns levels and the telling facts from exemplars of training authors."""
     return fit_yardstick([d.text for d in known], [d.author for d in known], cfg.num_facts)
 
 
@@ -105,8 +133,13 @@ def make_trace(pair: Pair, order: Order, yardstick: Yardstick, cfg: PromptConfig
     )
 
 
-def make_traces(pairs: Sequence[Pair], yardstick: Yardstick, cfg: PromptConfig) -> list[Trace]:
-    """A trace for each question about each pair; those whose verdict is wrong or a tie are
-    dropped."""
-    traces = (make_trace(*question, yardstick, cfg) for question in questions(pairs, cfg))
-    return [trace for trace in traces if trace.verdict == right_verdict(trace.order)]
+def make_traces(
+    pairs: Iterable[Pair], yardstick: Yardstick, cfg: PromptConfig, *, both_orders: bool = False
+) -> Iterator[Trace]:
+    """A trace for each question about each pair, in its own order or in both; those whose verdict
+    is wrong or a tie are dropped."""
+    for pair in pairs:
+        for order in BOTH_ORDERS if both_orders else [o for _, o in questions([pair], cfg)]:
+            trace = make_trace(pair, order, yardstick, cfg)
+            if trace.verdict == right_verdict(order):
+                yield trace

@@ -1,4 +1,4 @@
-"""Who writes negatives and traces: a function from chat prompts to texts, in their order."""
+"""Who writes negatives and traces: a function from requests to texts, in their order."""
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +15,8 @@ class Request:
     """The chat prompt."""
     attempt: int = 0
     """Counts the tries for one text that was not what was asked for."""
+    text: str = ""
+    """The text that is to be changed, for a writer that goes by rules."""
 
     @property
     def seed(self) -> int:
@@ -35,3 +37,11 @@ class Written:
 
 Writer = Callable[[Iterable[Request]], Iterator[Written]]
 """Answers come in the order of the requests, which are drawn on as answers are taken."""
+
+
+@dataclass(frozen=True)
+class NamedWriter:
+    """A writer, and what records call it: `rules`, `local:MODEL`, `openai:MODEL`."""
+
+    label: str
+    write: Writer
