@@ -104,6 +104,10 @@ def write_text(path: Path, text: str) -> None:
 def _appearing(path: Path) -> Iterator[TextIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        yield file
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yield file
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)

@@ -40,19 +40,18 @@ class Answers:
         """Read and written, by all writers."""
         self._end = 0
         if path.exists():
-            for number, raw in enumerate(self._file, start=1):
-                if not raw.endswith(b"\n"):
-                    break
-                self._note(self._parse(number, raw), self._end)
-                self._end += len(raw)
+            with path.open("rb") as file:
+                for number, raw in enumerate(file, start=1):
+                    if not raw.endswith(b"\n"):
+                        break
+                    self._note(self._parse(number, raw), self._end)
+                    self._end += len(raw)
             os.truncate(path, self._end)
 
     @cached_property
     def _file(self) -> IO[bytes]:
-        """Appended to, read anywhere; there is none before the first answer."""
-        file = self._path.open("a+b")
-        file.seek(0)
-        return file
+        """Appended to, and read anywhere; there is none before it is needed."""
+        return self._path.open("a+b")
 
     def _parse(self, number: int, raw: bytes) -> Answer:
         place = f"{self._path}, line {number}"

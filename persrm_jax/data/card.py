@@ -163,7 +163,7 @@ def yields(answers: Answers) -> str:
     return "; ".join(found)
 
 
-def _quantiles(values: Iterable[float]) -> dict[str, float]:
+def _quantiles(values: Iterable[int | float]) -> dict[str, float]:
     found = np.fromiter(values, np.float64)
     if not len(found):
         return {}

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -84,18 +84,10 @@ class Corpus:
     def __getitem__(self, number: int) -> Document:
         if self.documents is not None:
             return self.documents[number]
-        assert self.offsets is not None
-        self._file.seek(int(self.offsets[number]))
-        return Document(**json.loads(self._file.readline()))
-
-    @cached_property
-    def _file(self) -> Any:
-        """Open as long as the corpus is."""
-        assert self.path is not None
-        return self.path.open("rb")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_file"}
+        assert self.path is not None and self.offsets is not None
+        with self.path.open("rb") as file:
+            file.seek(int(self.offsets[number]))
+            return Document(**json.loads(file.readline()))
 
     def by_author(self, chosen: np.ndarray) -> Grouped:
         """The documents where `chosen`, [N], is true."""

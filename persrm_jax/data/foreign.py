@@ -46,7 +46,7 @@ def read_persrm(
         raise ValueError(f"{path}: cannot be read ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected an object of authors")
-    pairs = []
+    pairs: list[Pair] = []
     for author, rows in content.items():
         if not isinstance(rows, list):
             raise ValueError(f"{path}, author {author!r}: expected a list of rows")

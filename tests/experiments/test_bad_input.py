@@ -86,14 +86,6 @@ def test_a_malformed_line(refused: Refused, tmp_path: Path, module: ModuleType) 
     assert sentence.startswith("texts.jsonl, line 5: ")
 
 
-def test_an_author_with_one_document(refused: Refused, tmp_path: Path) -> None:
-    rows = _texts(tmp_path / "texts.jsonl")
-    rows.append({"author": "Lonely Ann", "text": rows[0]["text"] + " The end."})
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sentence = refused(experiments.rft, "--data", "texts.jsonl", "--out", "run")
-    assert "'Lonely Ann' has one document" in sentence
-
-
 def test_too_few_authors(refused: Refused, tmp_path: Path) -> None:
     _texts(tmp_path / "texts.jsonl", num_people=3)
     sentence = refused(experiments.rft, "--data", "texts.jsonl", "--out", "run")
@@ -117,6 +109,13 @@ def test_a_file_name_with_brackets(refused: Refused) -> None:
         (["--rft.group-size", "1"], "--rft.group-size 1"),
         (["--loss.clip-low", "1.5"], "--loss.clip-low 1.5"),
         (["--pairs.num-exemplars", "0"], "--pairs.num-exemplars 0"),
+        (["--negatives", "mimic,mimick"], "mimick"),
+        (["--negatives", "mimic"], "--writer rules: nobody writes 'mimic'; name a model"),
+        (["--writer", "minor=gpt"], "'gpt' is none of rules, local, openai"),
+        (["--writer", "major=rules"], "'major' is none of mimic, minor, random"),
+        (["--negatives", "minor", "--writer", "local"], "a model from scratch cannot write yet"),
+        (["--negatives", "minor", "--writer", "openai"], "--openai.model"),
+        (["--data", "somewhere"], "--data somewhere: no such file or folder; give `personas`"),
     ],
 )
 def test_a_command_that_is_misspelt(
