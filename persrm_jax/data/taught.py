@@ -6,6 +6,7 @@ verdict, and do not say that they were told it.
 """
 
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -35,7 +36,8 @@ _BETRAYAL = re.compile(
       | (?:i\ (?:was|am|have\ been|'ve\ been)|as|since\ (?:i|we)\ (?:was|were))\ (?:told|instructed)
       | ground[ -]truth | the\ hint
       | (?:the\ user|you)\ (?:said|says|told|stated|states|have\ told)
-      | (?:previous|earlier|first|last|failed)\ (?:attempt|try|reasoning|judge?ment|answer|analysis)
+      | (?:my|the)\ (?:previous|earlier|first|last|failed)
+        \ (?:attempt|try|reasoning|judge?ment|answer|analysis)
       | on\ (?:second\ thought|reconsideration)
       | (?:i\ (?:made|must\ correct)\ (?:a|my)\ mistake|my\ mistake|i\ apologi[sz]e)
     )\b""",
@@ -64,20 +66,24 @@ class _Teacher:
     def ask(
         self, asked: Mapping[Question, Messages], attempt: int, *, told: bool = False
     ) -> dict[Question, Answer]:
-        found = {q: self.answers.find(self._key(q), attempt) for q in asked}
+        keys = {q: self._key(q, messages) for q, messages in asked.items()}
+        found = {q: self.answers.find(key, attempt) for q, key in keys.items()}
         todo = [q for q, answer in found.items() if answer is None]
-        requests = (Request(self._key(q), asked[q], attempt) for q in todo)
+        requests = (Request(keys[q], asked[q], attempt) for q in todo)
         for question, written in zip(todo, self.writer.write(requests), strict=True):
             text = written.text or ""
             fault = written.fault or self._fault(question, text, told)
             spent = (written.prompt_tokens, written.completion_tokens)
-            self.answers.add(Answer(self._key(question), attempt, "trace", text, fault, *spent))
-            found[question] = self.answers.find(self._key(question), attempt)
+            answer = Answer(keys[question], attempt, "trace", text, fault, *spent)
+            self.answers.add(answer)
+            found[question] = answer
         return {q: answer for q, answer in found.items() if answer is not None}
 
-    def _key(self, question: Question) -> str:
+    def _key(self, question: Question, messages: Messages) -> str:
+        """Of an answer. Another prompt or writer is another question."""
         pair, order = question
-        return f"{self.writer.label}/{pair.seed}/{pair.pair_id}/{order}"
+        said = zlib.crc32("\n".join(m["content"] for m in messages).encode())
+        return f"{self.writer.label}/{pair.seed}/{pair.pair_id}/{order}/{said:08x}"
 
     def _fault(self, question: Question, text: str, told: bool) -> str:
         judgement = parse_judgement(text, self.prompt)

@@ -1,0 +1,72 @@
+"""What a local model writes depends on the request alone."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from persrm_jax.data.local_writer import LocalConfig, make_local_writer
+from persrm_jax.data.writers import Request, Written
+from persrm_jax.models.config import ComputeConfig
+from persrm_jax.models.load import Model, new_model
+from persrm_jax.sampling import SamplingConfig
+from persrm_jax.sharding import MeshShape, make_mesh
+from persrm_jax.tokenizer import byte_tokenizer
+
+CFG = LocalConfig(batch_size=4, sampling=SamplingConfig(max_new_tokens=12, temperature=1.0))
+REQUESTS = [
+    Request(f"r{i}", ({"role": "user", "content": "word " * (1 + 7 * (i % 3))},)) for i in range(11)
+]
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Mesh:
+    return make_mesh(MeshShape(1, 1))
+
+
+@pytest.fixture(scope="module")
+def model(mesh: Mesh) -> Model:
+    """Small, with an end token so likely that some answers end by themselves."""
+    made = new_model(byte_tokenizer(), jax.random.key(0), mesh, "float32")
+    return replace(made, params=jax.tree.map(lambda x: x * 1.0, made.params))
+
+
+def write(
+    model: Model, mesh: Mesh, requests: list[Request], cfg: LocalConfig = CFG
+) -> list[Written]:
+    with jax.set_mesh(mesh):
+        writer = make_local_writer(model, cfg, compute=ComputeConfig(), mesh=mesh)
+        return [*writer(iter(requests))]
+
+
+def test_a_text_depends_on_its_request_alone(model: Model, mesh: Mesh) -> None:
+    # Whole sentences are few in noise: what was drawn is compared by its number of tokens too.
+    all_of_them = write(model, mesh, REQUESTS)
+    assert len(all_of_them) == 11
+    order = np.random.default_rng(0).permutation(11).tolist()
+    mixed = write(model, mesh, [REQUESTS[i] for i in order])
+    assert [mixed[order.index(i)] for i in range(11)] == all_of_them
+    assert write(model, mesh, REQUESTS[6:7]) == all_of_them[6:7]
+    lengths = [len(r.messages[0]["content"]) for r in REQUESTS]
+    given = [w.prompt_tokens for w in all_of_them]
+    assert np.argsort(given, kind="stable").tolist() == np.argsort(lengths, kind="stable").tolist()
+    assert all(0 < w.completion_tokens <= 12 for w in all_of_them)
+
+
+def test_other_tries_give_other_texts(model: Model, mesh: Mesh) -> None:
+    cfg = replace(CFG, sampling=replace(CFG.sampling, stop=("e", "a", "o", " ")))
+    tries = [replace(REQUESTS[0], attempt=attempt) for attempt in range(8)]
+    found = write(model, mesh, tries, cfg)
+    assert len({w.completion_tokens for w in found}) > 1
+    assert write(model, mesh, tries[3:4], cfg) == found[3:4]
+
+
+def test_what_is_cut_off_or_too_long_is_a_fault(model: Model, mesh: Mesh) -> None:
+    for written in write(model, mesh, REQUESTS[:3]):
+        assert written.text is None or written.text[-1] in ".!?\"'”’)]" or not written.fault
+        assert (written.text is None) == bool(written.fault)
+    long = Request("long", ({"role": "user", "content": "x" * 10_000},))
+    (written,) = write(model, mesh, [long])
+    assert written.text is None and written.fault.startswith("long prompt: 10")
