@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from persrm_jax.data.batches import bucketed, left_pad
+from persrm_jax.data.batches import left_pad
 from persrm_jax.data.cleaning import whole_sentences
 from persrm_jax.data.writers import Request, Writer, Written
 from persrm_jax.distributed import fetch, place
@@ -18,8 +18,11 @@ from persrm_jax.models.load import Model
 from persrm_jax.sampling import SamplingConfig, make_ending, make_generate
 from persrm_jax.sharding import batch_sharding
 
-_WINDOW = 8
+_WINDOW = 2
 """Batches among whose requests those of like length are gathered."""
+_SHORTEST = 64
+"""Tokens to which the shortest prompts are padded; longer ones to the next power of two, so that
+few shapes are compiled whatever the texts."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,12 @@ class LocalConfig:
         default_factory=lambda: SamplingConfig(max_new_tokens=512, temperature=0.8)
     )
     """PersRM-R1's generators write at temperature 0.8."""
+
+
+def padded(length: int) -> int:
+    """The length to which a prompt is padded; of its own length alone, so that what is written does
+    not depend on what else is asked for."""
+    return max(_SHORTEST, 1 << (length - 1).bit_length())
 
 
 def make_local_writer(
@@ -71,7 +80,7 @@ def make_local_writer(
             if len(prompt) > longest:
                 found[i] = Written(None, f"long prompt: {len(prompt)} tokens, at most {longest}")
             else:
-                by_length[min(bucketed(len(prompt)), longest)].append(i)
+                by_length[min(padded(len(prompt)), longest)].append(i)
         for length, members in sorted(by_length.items()):
             for begin in range(0, len(members), cfg.batch_size):
                 rows = members[begin : begin + cfg.batch_size]

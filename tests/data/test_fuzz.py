@@ -7,7 +7,6 @@ import re
 
 import pytest
 
-from persrm_jax.data.minor import minor_fault
 from persrm_jax.data.prompts import PromptConfig, parse_judgement
 from persrm_jax.data.verify import VerifyConfig, find_fault
 
@@ -115,5 +114,3 @@ def test_the_verifier_never_fails() -> None:
                 words = len(re.findall(r"\w+", output))
                 assert 16 / 1.5 <= words <= 16 * 1.5 and "<think>" not in output
     assert {"too short", "preamble", "refusal", "markup", "length", "not minor"} <= faults
-    for output in OUTPUTS[:2000]:
-        assert minor_fault(output, output) is not None

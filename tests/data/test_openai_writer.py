@@ -1,112 +1,22 @@
 """The official client against an endpoint of the test's own: real HTTP, and all that goes wrong."""
 
-import json
-import threading
-import time
-from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from endpoint import Endpoint, serving
 
 import persrm_jax.data.openai_writer
 from persrm_jax.data.openai_writer import KEY, OpenAIConfig, OpenAIWriter
 from persrm_jax.data.writers import Request
 
 
-class Endpoint(ThreadingHTTPServer):
-    """Does what the last message says: `NAME TIMES` goes wrong that often, then answers."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.seen: list[dict[str, Any]] = []
-        self.keys: set[str] = set()
-        self.tries: Counter[str] = Counter()
-        self.lock = threading.Lock()
-        self.now = self.most = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is part of the test."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Endpoint
-
-    def log_message(self, *args: object) -> None:
-        """Says nothing."""
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        content = body["messages"][-1]["content"]
-        with self.server.lock:
-            self.server.seen.append({"path": self.path, **body})
-            self.server.keys.add(self.headers["Authorization"])
-            self.server.tries[content] += 1
-            self.server.now += 1
-            self.server.most = max(self.server.most, self.server.now)
-            number = self.server.tries[content]
-        try:
-            self._answer(content, number)
-        finally:
-            with self.server.lock:
-                self.server.now -= 1
-
-    def _answer(self, content: str, number: int) -> None:
-        name, _, times = content.partition(" ")
-        wrong = number <= int(times or 0)
-        if name == "slow":
-            time.sleep(15.0 if wrong else 0.2)
-        if wrong and name.isdigit():
-            self._reply(int(name), json.dumps({"error": {"message": f"it is a {name}"}}))
-        elif wrong and name == "cut":
-            self.send_response(200)
-            self.send_header("Content-Length", "9999")
-            self.end_headers()
-            self.wfile.write(b'{"id"')
-            self.close_connection = True
-        elif wrong and name == "garbled":
-            self._reply(200, '{"choices": [')
-        elif wrong and name == "shapeless":
-            self._reply(200, '{"choices": []}')
-        else:
-            text = {"empty": "  ", "nothing": None}.get(name, f"about {content}")
-            choice = {
-                "index": 0,
-                "finish_reason": "length" if name == "long" else "stop",
-                "message": {"role": "assistant", "content": text},
-            }
-            usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-            usage = {"unmetered": None, "partly": {"prompt_tokens": None}}.get(name, usage)
-            self._reply(200, json.dumps({"id": "x", "choices": [choice], "usage": usage}))
-
-    def _reply(self, status: int, text: str) -> None:
-        data = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("retry-after-ms", "20")
-        self.end_headers()
-        self.wfile.write(data)
-
-
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     monkeypatch.setenv(KEY, "secret")
-    server = Endpoint()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving() as server:
+        yield server
 
 
 def write(endpoint: Endpoint, contents: list[str], **fields: Any) -> tuple[OpenAIWriter, list[Any]]:

@@ -1,0 +1,182 @@
+"""The data command, end to end: every writer, killed anywhere, its card, what others read."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from datasets import load_dataset
+from endpoint import serving
+
+import experiments.synthesize
+from experiments.presets import PRESETS, parse_run
+from persrm_jax.data.minor import minor_fault
+from persrm_jax.data.openai_writer import KEY
+from persrm_jax.data.prompts import Judgement, PromptConfig, format_response
+from persrm_jax.data.synonyms import SYNONYMS
+from persrm_jax.jsonl import read_records
+from persrm_jax.types import Pair, Trace
+
+FILES = ("documents.jsonl", "pairs.jsonl", "pairs_seen.jsonl", "traces.jsonl")
+SMALL = [
+    *("--pairs.num-train", "60", "--pairs.num-dev", "6", "--pairs.num-test", "6"),
+    *("--pairs.num-seen", "6", "--pairs.num-exemplars", "1", "--prompt.max-tokens", "4000"),
+    *("--corpus.max-words", "60", "--corpus.min-words", "20"),
+]
+WORDS = (*sorted(SYNONYMS)[::3], "stone", "river", "hill", "tree", "road", "wall", "the", "and")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("texts") / "letters.jsonl"
+    with path.open("w") as file:
+        for author in range(9):
+            mark = rng.choice("!?.")
+            for _ in range(12):
+                said = " ".join(rng.choices(WORDS, k=rng.randrange(30, 50)))
+                file.write(json.dumps({"author": f"Ann {author}", "text": said + mark}) + "\n")
+        file.write(json.dumps({"author": "Lonely Bob", "text": " ".join(WORDS[:40])}) + "\n")
+        file.write(json.dumps({"author": "Lonely Bob", "text": "Short."}) + "\n")
+    return path
+
+
+def run(out: Path, texts: Path, *args: str) -> dict[str, bytes]:
+    experiments.synthesize.main([*SMALL, "--data", str(texts), "--out", str(out), *args])
+    return {name: (out / name).read_bytes() for name in FILES}
+
+
+def test_rules_write_minor_replacements(tmp_path: Path, texts: Path) -> None:
+    kinds = "minor,other_author,other_author_same_topic"
+    run(tmp_path / "run", texts, "--negatives", kinds)
+    pairs = read_records(tmp_path / "run" / "pairs.jsonl", Pair)
+    assert Counter(p.negative_type for p in pairs) == {kind: 24 for kind in kinds.split(",")}
+    for pair in pairs:
+        if pair.negative_type == "minor":
+            assert minor_fault(pair.chosen, pair.rejected) is None
+    card = json.loads((tmp_path / "run" / "card.json").read_text())
+    assert card["read"]["texts"] == 110 and card["read"]["dropped"] == {"too short": 1}
+    assert card["corpus"]["authors_with_too_few_texts"] == 1
+    assert card["pairs"]["pairs.jsonl"]["made"] == 72
+    assert card["writers"]["answers"]["minor"]["kept"] == 26
+    assert card["traces"]["asked"] == 60 and 0 < card["traces"]["kept"] <= 60
+    assert "Data card: letters.jsonl" in (tmp_path / "run" / "card.md").read_text()
+    assert not [*(tmp_path / "run").glob("*.partial")]
+    for name in FILES:
+        rows = load_dataset("json", data_files=str(tmp_path / "run" / name), split="train")
+        assert len(rows) == len((tmp_path / "run" / name).read_bytes().splitlines())
+
+
+def test_an_endpoint_writes_negatives_and_traces(
+    tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With time-outs, refusals and cut connections on the way."""
+    monkeypatch.setenv(KEY, "secret")
+    rng = random.Random(1)
+    for_a, for_b = (
+        format_response("One is nearer.", judgement, PromptConfig())
+        for judgement in (Judgement("A", 8.0, 2.0), Judgement("B", 2.0, 8.0))
+    )
+
+    def write(asked: str) -> str:
+        if "[Candidate A]" in asked or "The right answer is" in asked:
+            return for_b if "candidate B fits" in asked else for_a
+        assert "secret" not in asked
+        return " ".join(rng.choices(("moon", "glass", "song", "ash", "lamp", "tide"), k=40)) + "."
+
+    with serving() as endpoint:
+        endpoint.write = write
+        args = [
+            *("--negatives", "mimic,random", "--writer", "openai", "--base-url", endpoint.url),
+            *("--openai.model", "m", "--teacher.by", "openai", "--prompt.template", "full"),
+            *("--openai.price-in", "1000", "--max-pairs", "26"),
+        ]
+        files = run(tmp_path / "run", texts, *args)
+        asked = len(endpoint.seen)
+    pairs = read_records(tmp_path / "run" / "pairs.jsonl", Pair)
+    assert Counter(p.negative_type for p in pairs) == {"mimic": 12, "random": 12}
+    assert {p.writer for p in pairs} == {"openai:m"}
+    traces = read_records(tmp_path / "run" / "traces.jsonl", Trace)
+    assert len(traces) == 40 and {t.order for t in traces} == {"AB", "BA"}
+    assert all(t.verdict == ("A" if t.order == "AB" else "B") for t in traces)
+    card = json.loads((tmp_path / "run" / "card.json").read_text())
+    assert card["writers"]["answers"]["trace"] == {"kept": 40, "wrong": 20}
+    assert card["writers"]["cost"] > 0 and card["writers"]["tokens"]["prompt"] > 0
+    assert asked > sum(sum(kind.values()) for kind in card["writers"]["answers"].values())
+    assert b"secret" not in b"".join(p.read_bytes() for p in (tmp_path / "run").glob("*.json*"))
+    assert files["pairs.jsonl"]
+
+
+def _kill_and_go_on(out: Path, args: list[str], *, at: list[float]) -> int:
+    """SIGKILLs the command after so many seconds, each time; returns how often it was running."""
+    command = [sys.executable, "-m", "experiments.synthesize", *args, "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    killed = 0
+    for seconds in at:
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
+        until = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < until and not out.is_dir():
+            time.sleep(0.01)
+        time.sleep(seconds)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    return killed
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_the_same(tmp_path: Path, texts: Path) -> None:
+    args = [*SMALL, "--data", str(texts), "--negatives", "minor,other_author_same_topic"]
+    args += ["--pairs.num-train", "20000"]
+    experiments.synthesize.main([*args, "--out", str(tmp_path / "whole")])
+    rng = random.Random(2)
+    at = [rng.uniform(0.0, 20.0) for _ in range(10)]
+    assert _kill_and_go_on(tmp_path / "killed", args, at=at) >= 5
+    for name in (*FILES, "card.json", "answers.jsonl"):
+        whole, killed = ((tmp_path / f / name).read_bytes() for f in ("whole", "killed"))
+        assert whole == killed, name
+
+
+def test_other_settings_do_not_go_on_with_what_was_cut_off(tmp_path: Path, texts: Path) -> None:
+    args = [*SMALL, "--data", str(texts), "--out", str(tmp_path / "run")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiments.synthesize, "make_traces", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            experiments.synthesize.main(args)
+    assert (tmp_path / "run" / "pairs.jsonl.partial").is_file()
+    with pytest.raises(ValueError, match="other settings"):
+        experiments.synthesize.main([*args, "--seed", "1"])
+    experiments.synthesize.main(args)
+    assert (tmp_path / "run" / "pairs.jsonl").is_file()
+
+
+def _interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_model_names_its_preset() -> None:
+    def parsed(*args: str) -> str:
+        return parse_run(PRESETS, "prog", args).preset
+
+    assert parsed("--model", "smollm2") == parsed("--model=smollm2") == "smollm2"
+    assert parsed("tiny", "--model", "smollm2") == parsed("--model", "elsewhere") == "tiny"
+
+
+def test_short_flags() -> None:
+    args = ["--negatives", "minor,other_author", "--max-pairs", "7", "--base-url=http://x"]
+    cfg = parse_run(PRESETS, "prog", args)
+    assert cfg.pairs.negatives == ("minor", "other_author")
+    assert (cfg.pairs.max_pairs, cfg.openai.base_url) == (7, "http://x")
+    assert sum(cfg.pairs.counts.values()) == 7
+    spaced = parse_run(PRESETS, "prog", ["--pairs.negatives", "minor", "other_author"])
+    assert spaced.pairs.negatives == cfg.pairs.negatives
