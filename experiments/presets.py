@@ -152,7 +152,7 @@ SMOLLM2 = replace(
     model="smollm2",
     corpus=CorpusConfig(max_words=128),
     pairs=PairConfig(num_exemplars=1, num_train=2000),
-    local=LocalConfig(batch_size=16, sampling=SamplingConfig(max_new_tokens=224, temperature=0.8)),
+    local=LocalConfig(sampling=SamplingConfig(max_new_tokens=224, temperature=0.8)),
     prompt=PromptConfig(max_tokens=1536),
     compute=ComputeConfig(remat="full"),
     sft=SftConfig(

@@ -87,7 +87,7 @@ def _synthesize(cfg: RunConfig, folder: Path, writers: Writers) -> None:
     try:
         corpus = _make_documents(cfg, folder, card)
         maker = PairMaker(corpus, split_sets(corpus, cfg.pairs, cfg.seed), cfg.pairs, cfg.seed)
-        _make_pairs(cfg, folder, maker, Negatives(writers.of_kinds(), answers, cfg.written), card)
+        _make_pairs(cfg, folder, maker, writers, answers, card)
         _make_traces(cfg, folder, maker, writers, answers, card)
         tokenizer = _tokenizer(cfg, iter_records(_unfinished(folder, "traces.jsonl"), Trace))
         for name in PAIR_FILES:
@@ -98,7 +98,7 @@ def _synthesize(cfg: RunConfig, folder: Path, writers: Writers) -> None:
         raise
     finally:
         answers.close()
-    card.of_answers(answers, writers.cost)
+    card.of_answers(answers, writers.cost(answers))
     card.write(folder)
     if cfg.model == FROM_SCRATCH:
         tokenizer.save(folder / "tokenizer")
@@ -120,19 +120,27 @@ def _make_documents(cfg: RunConfig, folder: Path, card: Card) -> Corpus:
 
 
 def _make_pairs(
-    cfg: RunConfig, folder: Path, maker: PairMaker, negatives: Negatives, card: Card
+    cfg: RunConfig,
+    folder: Path,
+    maker: PairMaker,
+    writers: Writers,
+    answers: Answers,
+    card: Card,
 ) -> None:
-    for name, sets in PAIR_FILES.items():
-        path = _unfinished(folder, name)
-        asked = sum(block.count for block in maker.blocks(*sets))
-        with Progress() as bar:
+    processes = cfg.processes or os.cpu_count() or 1
+    with Progress() as bar:
+        written = bar.add_task("answers of writers", total=None, visible=bool(writers.kinds))
+        told = partial(bar.advance, written)
+        negatives = Negatives(writers.of_kinds(), answers, cfg.written, told)
+        for name, sets in PAIR_FILES.items():
+            path = _unfinished(folder, name)
+            asked = sum(block.count for block in maker.blocks(*sets))
             advance = partial(bar.advance, bar.add_task(name, total=asked))
-            processes = cfg.processes or os.cpu_count() or 1
             write_pairs(path, maker, sets, fill=negatives, processes=processes, advance=advance)
-        _exhaust(card.of_pairs(name, asked, iter_records(path, Pair)))
+            _exhaust(card.of_pairs(name, asked, iter_records(path, Pair)))
     print(f"pairs: {card.pairs_line()}")
-    if written := yields(negatives.answers):
-        print(f"written: {written}")
+    if kept := yields(answers):
+        print(f"written: {kept}")
 
 
 def _make_traces(

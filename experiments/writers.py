@@ -1,12 +1,13 @@
 """`--writer`: who writes what, made when it is needed."""
 
 from collections.abc import Mapping
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 
 from jax.sharding import Mesh
 
 from experiments.presets import RunConfig
+from persrm_jax.data.answers import Answers
 from persrm_jax.data.local_writer import make_local_writer
 from persrm_jax.data.minor import write_minor
 from persrm_jax.data.openai_writer import OpenAIWriter
@@ -62,10 +63,12 @@ class Writers:
         """Those that the run needs."""
         return {*self.kinds.values(), self.cfg.teacher.writer}
 
-    @property
-    def cost(self) -> float | None:
-        """What the endpoint has cost in this sitting; None where none is asked."""
-        return self.openai.usage.cost(self.cfg.openai) if "openai" in self.names else None
+    def cost(self, answers: Answers) -> float | None:
+        """What the endpoint's answers have cost; None where none is asked."""
+        if "openai" not in self.names:
+            return None
+        spent = answers.tokens[self.by_name("openai").label]
+        return self.cfg.openai.cost(spent["prompt"], spent["completion"])
 
     def of_kinds(self) -> Mapping[NegativeType, NamedWriter]:
         """For each written kind its writer.
@@ -75,16 +78,12 @@ class Writers:
         """
         return {kind: self.by_name(name) for kind, name in self.kinds.items()}
 
-    @cached_property
-    def openai(self) -> OpenAIWriter:
-        return OpenAIWriter(self.cfg.openai)
-
     def _make(self, name: str) -> NamedWriter:
         cfg = self.cfg
         if name == "rules":
             return NamedWriter("rules", write_minor)
         if name == "openai":
-            return NamedWriter(f"openai:{cfg.openai.model}", self.openai)
+            return NamedWriter(f"openai:{cfg.openai.model}", OpenAIWriter(cfg.openai))
         if cfg.init is None and cfg.model == FROM_SCRATCH:
             raise ValueError(
                 "--writer local: a model from scratch cannot write yet; give --model or --init"

@@ -1,7 +1,7 @@
 """What writers gave, kept as it comes: what was paid for once is not asked for again."""
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ class Answer:
     key: str
     attempt: int
     kind: str
+    writer: str
     text: str
     fault: str
     """Its sort first, up to a colon; empty where the text is as it should be."""
@@ -36,8 +37,8 @@ class Answers:
         self._path, self._places = path, dict[tuple[str, int], int]()
         self.counts: Counter[tuple[str, str]] = Counter()
         """By kind and sort of fault."""
-        self.tokens: Counter[str] = Counter()
-        """Read and written, by all writers."""
+        self.tokens: dict[str, Counter[str]] = defaultdict(Counter)
+        """Read and written by each writer: `prompt`, `completion`."""
         self._end = 0
         if path.exists():
             with path.open("rb") as file:
@@ -60,7 +61,8 @@ class Answers:
     def _note(self, answer: Answer, place: int) -> None:
         self._places[answer.key, answer.attempt] = place
         self.counts[answer.kind, answer.fault.split(":")[0]] += 1
-        self.tokens.update(prompt=answer.prompt_tokens, completion=answer.completion_tokens)
+        spent = {"prompt": answer.prompt_tokens, "completion": answer.completion_tokens}
+        self.tokens[answer.writer].update(spent)
 
     def find(self, key: str, attempt: int) -> Answer | None:
         place = self._places.get((key, attempt))

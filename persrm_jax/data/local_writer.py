@@ -20,9 +20,8 @@ from persrm_jax.sharding import batch_sharding
 
 _WINDOW = 2
 """Batches among whose requests those of like length are gathered."""
-_SHORTEST = 64
-"""Tokens to which the shortest prompts are padded; longer ones to the next power of two, so that
-few shapes are compiled whatever the texts."""
+_STEP = 128
+"""Tokens to a multiple of which prompts are padded, so that few shapes are compiled."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class LocalConfig:
 def padded(length: int) -> int:
     """The length to which a prompt is padded; of its own length alone, so that what is written does
     not depend on what else is asked for."""
-    return max(_SHORTEST, 1 << (length - 1).bit_length())
+    return -(-length // _STEP) * _STEP
 
 
 def make_local_writer(

@@ -4,8 +4,9 @@ The kinds are PersRM-R1's (arXiv 2508.14076); the prompts are our own.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from persrm_jax.data.answers import Answer, Answers
 from persrm_jax.data.cleaning import clean_text, cut_passages
@@ -77,8 +78,11 @@ class Negatives:
         writers: Mapping[NegativeType, NamedWriter],
         answers: Answers,
         cfg: NegativesConfig,
+        advance: Callable[[int], Any] = lambda _: None,
     ) -> None:
+        """Tells `advance` of each answer."""
         self.writers, self.answers, self.cfg = writers, answers, cfg
+        self.advance = advance
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Pair]:
         """The pairs in their order, without those for which no text was found."""
@@ -128,7 +132,9 @@ class Negatives:
                 text = text.strip() if kind == "minor" else fit_length(text, pair.chosen)
                 fault = find_fault(kind, pair.chosen, text, self.cfg.verify) or ""
             spent = (written.prompt_tokens, written.completion_tokens)
-            self.answers.add(Answer(self._key(pair), attempt, kind, text, fault, *spent))
+            label = self.writers[kind].label
+            self.answers.add(Answer(self._key(pair), attempt, kind, label, text, fault, *spent))
+            self.advance(1)
 
 
 def fit_length(written: str, text: str) -> str:

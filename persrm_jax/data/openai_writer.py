@@ -52,19 +52,9 @@ class OpenAIConfig:
                 f"--openai.requests-per-minute {self.requests_per_minute} 0 or more"
             )
 
-
-@dataclass
-class Usage:
-    """What was asked of the endpoint."""
-
-    answered: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def cost(self, cfg: OpenAIConfig) -> float:
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """In the currency of the prices."""
-        return (self.prompt_tokens * cfg.price_in + self.completion_tokens * cfg.price_out) / 1e6
+        return (prompt_tokens * self.price_in + completion_tokens * self.price_out) / 1e6
 
 
 class OpenAIWriter:
@@ -86,7 +76,7 @@ class OpenAIWriter:
         key = os.environ.get(KEY)
         if not (key or cfg.base_url):
             raise ValueError(f"--writer openai: set {KEY}, or give --openai.base-url")
-        self.cfg, self.usage = cfg, Usage()
+        self.cfg = cfg
         self._openai = openai
         self._client = openai.OpenAI(
             base_url=cfg.base_url or None,
@@ -106,21 +96,12 @@ class OpenAIWriter:
                 for request in requests:
                     waiting.append(pool.submit(self._ask, request))
                     if len(waiting) >= _AHEAD * self.cfg.concurrency:
-                        yield self._count(waiting.popleft().result())
+                        yield waiting.popleft().result()
                 while waiting:
-                    yield self._count(waiting.popleft().result())
+                    yield waiting.popleft().result()
             finally:
                 for future in waiting:
                     future.cancel()
-
-    def _count(self, written: Written) -> Written:
-        if written.text is None:
-            self.usage.failed += 1
-        else:
-            self.usage.answered += 1
-        self.usage.prompt_tokens += written.prompt_tokens
-        self.usage.completion_tokens += written.completion_tokens
-        return written
 
     def _ask(self, request: Request) -> Written:
         fatal = (

@@ -7,7 +7,7 @@ and again after a run was cut off.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -61,7 +61,10 @@ def make_pairs(documents: Sequence[Document], cfg: PairConfig, seed: int) -> Pai
 
 
 def make_test_pairs(documents: Sequence[Document], cfg: PairConfig, seed: int) -> list[Pair]:
-    """`num_test` pairs of all authors alike: for texts that no training has seen."""
+    """`num_test` pairs of all authors alike: for texts that no training has seen. Kinds that have
+    to be written are left out; where there is no other, pairs are of the same topic."""
+    kinds = tuple(kind for kind in cfg.negatives if kind not in WRITTEN)
+    cfg = replace(cfg, negatives=kinds or ("other_author_same_topic",))
     corpus = Corpus.of(documents)
     return PairMaker(corpus, [held_out_set(corpus, cfg)], cfg, seed).all("test")
 

@@ -74,7 +74,8 @@ class _Teacher:
             text = written.text or ""
             fault = written.fault or self._fault(question, text, told)
             spent = (written.prompt_tokens, written.completion_tokens)
-            answer = Answer(keys[question], attempt, "trace", text, fault, *spent)
+            label = self.writer.label
+            answer = Answer(keys[question], attempt, "trace", label, text, fault, *spent)
             self.answers.add(answer)
             found[question] = answer
         return {q: answer for q, answer in found.items() if answer is not None}

@@ -73,4 +73,4 @@ def test_what_is_cut_off_or_too_long_is_a_fault(writer: Writer, mesh: Mesh) -> N
 
 
 def test_prompts_are_padded_by_their_own_length() -> None:
-    assert [padded(n) for n in (1, 64, 65, 128, 129, 1000)] == [64, 64, 128, 128, 256, 1024]
+    assert [padded(n) for n in (1, 128, 129, 1000)] == [128, 128, 256, 1024]

@@ -115,7 +115,7 @@ def test_what_is_wrong_is_asked_for_again_and_counted(tmp_path: Path) -> None:
     answers.close()
     found = {fault: n for (kind, fault), n in answers.counts.items() if kind == "mimic"}
     assert found == {"preamble": 22, "copy": 22, "timeout": 22, "": 22}
-    assert answers.tokens == {"prompt": 5 * 88, "completion": 2 * 88}
+    assert answers.tokens["local:m"] == {"prompt": 5 * 88, "completion": 2 * 88}
 
 
 def test_what_stays_wrong_is_left_out(tmp_path: Path) -> None:
@@ -149,9 +149,9 @@ def test_another_writer_is_another_question(tmp_path: Path) -> None:
 
 
 def test_answers_of_another_kind_of_file(tmp_path: Path) -> None:
-    write_records(tmp_path / "a.jsonl", [Answer("k", 0, "mimic", "x", "")])
+    write_records(tmp_path / "a.jsonl", [Answer("k", 0, "mimic", "w", "x", "")])
     answers = Answers(tmp_path / "a.jsonl")
-    assert answers.find("k", 0) == Answer("k", 0, "mimic", "x", "")
+    assert answers.find("k", 0) == Answer("k", 0, "mimic", "w", "x", "")
     assert answers.find("k", 1) is None
     answers.close()
     (tmp_path / "a.jsonl").write_text(json.dumps({"key": "k"}) + "\n")

@@ -11,7 +11,7 @@ import persrm_jax.data.pairs
 from persrm_jax.data.corpus import Corpus
 from persrm_jax.data.pairs import PairMaker, make_pairs, make_test_pairs, with_wrong_author
 from persrm_jax.data.splits import PairConfig, split_authors, split_sets
-from persrm_jax.types import Document, Pair
+from persrm_jax.types import Document, NegativeType, Pair
 
 WORDS = [a + b + c for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
 CFG = PairConfig(num_exemplars=2, num_train=31, num_dev=10, num_test=20, num_seen=11, topic_pool=5)
@@ -342,6 +342,13 @@ def test_a_written_text_is_left_to_its_writer() -> None:
     for pair in pairs:
         assert pair.prompt == "prompt " + pair.chosen_id
         assert pair.rejected_id == f"{pair.chosen_id}/minor"
+
+
+@pytest.mark.parametrize("kind", ["other_author", "other_author_same_topic"])
+def test_other_texts_are_paired_without_a_writer(kind: NegativeType) -> None:
+    kinds = ("minor", kind) if kind == "other_author" else ("minor", "mimic")
+    pairs = make_test_pairs(_corpus(0), replace(CFG, negatives=kinds), 0)
+    assert {p.negative_type for p in pairs} == {kind} and all(p.rejected for p in pairs)
 
 
 def test_a_large_set_looks_for_topics_in_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

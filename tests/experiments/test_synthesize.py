@@ -107,7 +107,8 @@ def test_an_endpoint_writes_negatives_and_traces(
     assert all(t.verdict == ("A" if t.order == "AB" else "B") for t in traces)
     card = json.loads((tmp_path / "run" / "card.json").read_text())
     assert card["writers"]["answers"]["trace"] == {"kept": 40, "wrong": 20}
-    assert card["writers"]["cost"] > 0 and card["writers"]["tokens"]["prompt"] > 0
+    prompt_tokens = card["writers"]["tokens"]["openai:m"]["prompt"]
+    assert card["writers"]["cost"] == pytest.approx(prompt_tokens / 1000) and prompt_tokens > 0
     assert asked > sum(sum(kind.values()) for kind in card["writers"]["answers"].values())
     assert b"secret" not in b"".join(p.read_bytes() for p in (tmp_path / "run").glob("*.json*"))
     assert files["pairs.jsonl"]
