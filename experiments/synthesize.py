@@ -152,8 +152,9 @@ def _make_traces(
     card: Card,
 ) -> None:
     source = _unfinished(folder, "pairs.jsonl")
-    pairs = (p for p in iter_records(source, Pair) if p.author_split == "train")
     count = sum(p.author_split == "train" for p in iter_records(source, Pair))
+    train = (p for p in iter_records(source, Pair) if p.author_split == "train")
+    pairs = track(train, "pairs that are judged", total=count)
     teacher = cfg.teacher
     facts = ""
     if teacher.by == "stylometric":
@@ -172,7 +173,7 @@ def _make_traces(
         )
     asked = count * (2 if teacher.both_orders or cfg.prompt.answer == "score" else 1)
     path = _unfinished(folder, "traces.jsonl")
-    write_records(path, card.of_traces(asked, track(traces, "traces.jsonl", total=asked)))
+    write_records(path, card.of_traces(asked, traces))
     print(f"traces: {card.traces_line()}{facts}")
     if not card.num_traces:
         raise ValueError(

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import jax
 import pytest
 from datasets import load_dataset
 from endpoint import serving
@@ -21,6 +22,9 @@ from persrm_jax.data.openai_writer import KEY
 from persrm_jax.data.prompts import Judgement, PromptConfig, format_response
 from persrm_jax.data.synonyms import SYNONYMS
 from persrm_jax.jsonl import read_records
+from persrm_jax.models.load import new_model, save_model
+from persrm_jax.sharding import MeshShape, make_mesh
+from persrm_jax.tokenizer import byte_tokenizer
 from persrm_jax.types import Pair, Trace
 
 FILES = ("documents.jsonl", "pairs.jsonl", "pairs_seen.jsonl", "traces.jsonl")
@@ -114,35 +118,55 @@ def test_an_endpoint_writes_negatives_and_traces(
     assert files["pairs.jsonl"]
 
 
-def _kill_and_go_on(out: Path, args: list[str], *, at: list[float]) -> int:
-    """SIGKILLs the command after so many seconds, each time; returns how often it was running."""
+def _start(out: Path, args: list[str]) -> subprocess.Popen[bytes]:
+    """The command in a process of its own, once it has begun to write."""
     command = [sys.executable, "-m", "experiments.synthesize", *args, "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    killed = 0
-    for seconds in at:
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-        )
-        until = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < until and not out.is_dir():
-            time.sleep(0.01)
-        time.sleep(seconds)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            killed += 1
-        process.wait()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
-    return killed
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    while process.poll() is None and not out.is_dir():
+        time.sleep(0.01)
+    return process
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_the_same(tmp_path: Path, texts: Path) -> None:
-    args = [*SMALL, "--data", str(texts), "--negatives", "minor,other_author_same_topic"]
-    args += ["--pairs.num-train", "20000"]
-    experiments.synthesize.main([*args, "--out", str(tmp_path / "whole")])
-    rng = random.Random(2)
-    at = [rng.uniform(0.0, 20.0) for _ in range(10)]
-    assert _kill_and_go_on(tmp_path / "killed", args, at=at) >= 5
+@pytest.mark.parametrize("writer", ["rules", "local"])
+def test_killed_at_random_moments_it_ends_the_same(
+    tmp_path: Path, texts: Path, writer: str
+) -> None:
+    args = [*SMALL, "--data", str(texts)]
+    if writer == "rules":
+        args += ["--negatives", "minor,other_author_same_topic", "--pairs.num-train", "10000"]
+    else:  # noise by a model of random weights, of which next to nothing is refused
+        mesh = make_mesh(MeshShape(1, 1))
+        save_model(
+            tmp_path / "model", new_model(byte_tokenizer(), jax.random.key(0), mesh, "float32")
+        )
+        args += ["--negatives", "random,other_author", "--writer", "local", "--written.tries", "2"]
+        args += ["--model", str(tmp_path / "model"), "--local.sampling.max-new-tokens", "24"]
+        args += ["--local.sampling.stop", "a", "e", "--local.batch-size", "2"]
+        args += ["--written.verify.max-length-ratio", "1000", "--written.verify.min-words", "1"]
+        args += [
+            "--pairs.num-train",
+            "100",
+            "--prompt.max-tokens",
+            "1000",
+            "--corpus.max-words",
+            "40",
+        ]
+        args += ["--rft.sampling.max-new-tokens", "24", "--eval.sampling.max-new-tokens", "24"]
+    process = _start(tmp_path / "whole", args)
+    begin = time.monotonic()
+    assert process.wait() == 0
+    seconds = time.monotonic() - begin
+    rng, killed = random.Random(2), 0
+    for _ in range(10):
+        process = _start(tmp_path / "killed", args)
+        time.sleep(rng.uniform(0.0, 0.4) * seconds)
+        killed += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert killed >= 5, "most kills found it at work"
+    assert _start(tmp_path / "killed", args).wait() == 0
     for name in (*FILES, "card.json", "answers.jsonl"):
         whole, killed = ((tmp_path / f / name).read_bytes() for f in ("whole", "killed"))
         assert whole == killed, name
