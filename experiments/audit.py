@@ -18,7 +18,7 @@ from rich.table import Table
 
 from persrm_jax import cli
 from persrm_jax.evaluation.audit import SUSPICIOUS, Finding, audit
-from persrm_jax.jsonl import read_records, write_text
+from persrm_jax.jsonl import iter_records, read_records, write_text
 from persrm_jax.types import Pair
 
 
@@ -34,6 +34,19 @@ class AuditConfig:
     """Folder for `audit.json` and `audit.md`."""
     seed: int = 0
     """Of the draw and of the bootstrap."""
+
+
+def draw_pairs(path: Path, count: int, seed: int) -> list[Pair]:
+    """`count` of a file's pairs at random, in their order; all if it has no more, or for 0."""
+    if not count:
+        return read_records(path, Pair)
+    rng = np.random.default_rng(seed)
+    drawn: dict[int, tuple[int, Pair]] = {}  # a reservoir
+    for number, pair in enumerate(iter_records(path, Pair)):
+        slot = number if number < count else int(rng.integers(number + 1))
+        if slot < count:
+            drawn[slot] = (number, pair)
+    return [pair for _, pair in sorted(drawn.values(), key=lambda found: found[0])]
 
 
 def verdict(findings: Sequence[Finding]) -> str:
@@ -78,11 +91,7 @@ def main(args: Sequence[str]) -> None:
     """The command line."""
     cfg = cli.parse_flags(AuditConfig, "python -m experiments.audit", args)
     path = cfg.pairs / "pairs.jsonl" if cfg.pairs.is_dir() else cfg.pairs
-    pairs = read_records(path, Pair)
-    if cfg.max_pairs and len(pairs) > cfg.max_pairs:
-        mixed = np.random.default_rng(cfg.seed).permutation(len(pairs))
-        pairs = [pairs[i] for i in sorted(mixed[: cfg.max_pairs].tolist())]
-    findings = audit(pairs, seed=cfg.seed)
+    findings = audit(draw_pairs(path, cfg.max_pairs, cfg.seed), seed=cfg.seed)
     show(findings)
     if cfg.out is not None:
         rows = [dataclasses.asdict(f) | {"flagged": f.is_flagged} for f in findings]

@@ -9,6 +9,7 @@ texts of training authors), `traces.jsonl`, what writers gave in `answers.jsonl`
 into the run folder. A run that was cut off goes on where it was, and writes the same.
 """
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -82,6 +83,7 @@ def synthesize(cfg: RunConfig, run: RunFolder, mesh: Mesh) -> None:
 
 
 def _synthesize(cfg: RunConfig, folder: Path, writers: Writers) -> None:
+    writers.check()
     card = Card(cfg.data, cfg.seed)
     answers = Answers(folder / "answers.jsonl")
     try:
@@ -112,11 +114,22 @@ def _unfinished(folder: Path, name: str) -> Path:
 
 def _make_documents(cfg: RunConfig, folder: Path, card: Card) -> Corpus:
     path = _unfinished(folder, "documents.jsonl")
+    before = _digest(path)
     write_records(path, card.of_documents(read_documents(cfg, card.counts)))
+    if before != _digest(path):  # other texts under the same name: no pair of the old ones stays
+        for name in PAIR_FILES:
+            _unfinished(folder, name).unlink(missing_ok=True)
     corpus = Corpus.open(path)
     card.of_corpus(corpus, len(eligible(corpus, cfg.pairs)))
     print(f"documents: {card.documents_line()}")
     return corpus
+
+
+def _digest(path: Path) -> str:
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def _make_pairs(
@@ -171,7 +184,8 @@ def _make_traces(
             samples=teacher.first_pass,
             second_pass=teacher.has_second_pass,
         )
-    asked = count * (2 if teacher.both_orders or cfg.prompt.answer == "score" else 1)
+    is_twice = teacher.judges_both_orders or cfg.prompt.answer == "score"
+    asked = count * (2 if is_twice else 1)
     path = _unfinished(folder, "traces.jsonl")
     write_records(path, card.of_traces(asked, traces))
     print(f"traces: {card.traces_line()}{facts}")

@@ -67,15 +67,21 @@ class Writers:
         """What the endpoint's answers have cost; None where none is asked."""
         if "openai" not in self.names:
             return None
-        spent = answers.tokens[self.by_name("openai").label]
-        return self.cfg.openai.cost(spent["prompt"], spent["completion"])
+        label = self.by_name("openai").label
+        spent = (answers.tokens[label, what] for what in ("prompt", "completion"))
+        return self.cfg.openai.cost(*spent)
 
-    def of_kinds(self) -> Mapping[NegativeType, NamedWriter]:
-        """For each written kind its writer.
+    def check(self) -> None:
+        """Makes all that the run needs.
 
         Raises:
-            ValueError: a writer that cannot be had.
+            ValueError: one that cannot be had.
         """
+        for name in sorted(self.names & set(NAMES)):
+            self.by_name(name)
+
+    def of_kinds(self) -> Mapping[NegativeType, NamedWriter]:
+        """For each written kind its writer."""
         return {kind: self.by_name(name) for kind, name in self.kinds.items()}
 
     def _make(self, name: str) -> NamedWriter:
@@ -83,7 +89,9 @@ class Writers:
         if name == "rules":
             return NamedWriter("rules", write_minor)
         if name == "openai":
-            return NamedWriter(f"openai:{cfg.openai.model}", OpenAIWriter(cfg.openai))
+            o = cfg.openai
+            settings = f"{o.base_url} {o.temperature} {o.max_tokens}"
+            return NamedWriter(f"openai:{o.model}", OpenAIWriter(o), settings)
         if cfg.init is None and cfg.model == FROM_SCRATCH:
             raise ValueError(
                 "--writer local: a model from scratch cannot write yet; give --model or --init"
@@ -94,4 +102,6 @@ class Writers:
         else:
             model = load_pretrained(cfg.model, self.mesh, dtype)
         write = make_local_writer(model, cfg.local, compute=cfg.compute, mesh=self.mesh)
-        return NamedWriter(f"local:{Path(str(cfg.init or cfg.model)).name}", write)
+        source = str(cfg.init or cfg.model)
+        settings = f"{source} {cfg.local.sampling} {cfg.compute}"
+        return NamedWriter(f"local:{Path(source).name}", write, settings)

@@ -92,7 +92,9 @@ class Card:
         by_kind: dict[str, dict[str, int]] = {}
         for (kind, fault), count in sorted(answers.counts.items()):
             by_kind.setdefault(kind, {})[fault or "kept"] = count
-        tokens = {writer: dict(spent) for writer, spent in sorted(answers.tokens.items())}
+        tokens: dict[str, dict[str, int]] = {}
+        for (writer, what), count in sorted(answers.tokens.items()):
+            tokens.setdefault(writer, {})[what] = count
         self._written = {"answers": by_kind, "tokens": tokens}
         if cost is not None:
             self._written["cost"] = round(cost, 6)

@@ -20,7 +20,7 @@ _HEADERS = re.compile(
 )
 _BOILERPLATE = re.compile(
     r"""(?:
-        -+\ ?(?:Original|Forwarded)\ [Mm]essage.*
+        -+\ ?(?:Original|Forwarded)\ Message.*
       | On\ .{5,80}\ wrote:
       | >.*
       | (?:Copyright|\(c\)|©).*
@@ -30,34 +30,51 @@ _BOILERPLATE = re.compile(
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
-# From here on down it is a signature: the mark of mail, a device's, or a close before a few lines.
-_SIGNATURE = re.compile(
-    r"""\n(?:
-        --\ ?\n.*
-      | Sent\ from\ my\ \w+.*
-      | (?:(?:Best|Kind|Warm|With\ kind)\ regards|Regards|Best\ wishes|Sincerely(?:\ yours)?
-          |Yours\ (?:sincerely|truly|faithfully)|Cheers|Thanks|Best|Love),?[ ]*\n(?:.{0,60}\n?){0,5}
-    )\Z""",
-    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+_LONGEST = 150
+"""Characters of a line of boilerplate; a longer one is a paragraph of the person's."""
+# A line from which on all is a signature, if few and short lines follow.
+_CLOSE = re.compile(
+    r"""--|Sent\ from\ my\ \w+.*
+      | (?:(?:(?:Best|Kind|Warm|With\ kind)\ )?regards|Best\ wishes|Sincerely(?:\ yours)?
+        |Yours\ (?:sincerely|truly|faithfully)|Cheers|Thanks|Best|Love),?""",
+    re.IGNORECASE | re.VERBOSE,
 )
-_CLOSERS = 600
-"""Characters at a text's end in which a signature is looked for."""
+_SIGNATURE_LINES, _SIGNATURE_WIDTH = 5, 60
+
+
+def as_utf8(text: str) -> str:
+    """The text, with `?` for what UTF-8 cannot say (lone surrogates)."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def clean_text(text: str) -> str:
     """Single spaces inside paragraphs, one blank line between them; what UTF-8 cannot say is
     replaced."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    paragraphs = (" ".join(p.split()) for p in _BLANK.split(text))
+    paragraphs = (" ".join(p.split()) for p in _BLANK.split(as_utf8(text)))
     return "\n\n".join(p for p in paragraphs if p)
 
 
 def strip_boilerplate(text: str) -> str:
-    """A raw text without the lines that its author did not write, and without a signature."""
-    text = _HEADERS.sub("\n", text.replace("\r\n", "\n")).rstrip()
-    head, tail = text[:-_CLOSERS], text[-_CLOSERS:]
-    lines = (head + _SIGNATURE.sub("", tail)).split("\n")
-    return "\n".join("" if _BOILERPLATE.fullmatch(line.strip()) else line for line in lines)
+    """A raw text without the lines that its author did not write, and without a signature; a text
+    of one line as it is."""
+    lines = _HEADERS.sub("\n", text.replace("\r\n", "\n")).rstrip().split("\n")
+    if len(lines) == 1:
+        return lines[0]
+    return "\n".join("" if _is_boilerplate(line) else line for line in _unsigned(lines))
+
+
+def _is_boilerplate(line: str) -> bool:
+    line = line.strip()
+    return len(line) <= _LONGEST and _BOILERPLATE.fullmatch(line) is not None
+
+
+def _unsigned(lines: list[str]) -> list[str]:
+    """The lines before a signature, if there is one at the end."""
+    for i in range(max(1, len(lines) - 1 - _SIGNATURE_LINES), len(lines)):
+        if _CLOSE.fullmatch(lines[i].strip()):
+            if all(len(line) <= _SIGNATURE_WIDTH for line in lines[i + 1 :]):
+                return lines[:i]
+    return lines
 
 
 def english_share(text: str) -> float:

@@ -1,6 +1,7 @@
 """Documents by number, whether they are in memory or stay in their file."""
 
 import json
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,7 @@ class Grouped(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """N documents of `names`, the authors, sorted. For a file of any length: 13 bytes a document
+    """N documents of `names`, the authors, sorted. For a file of any length: 17 bytes a document
     are kept, and the authors' names."""
 
     names: list[str]
@@ -37,6 +38,8 @@ class Corpus:
     """[N], int32: whose it is."""
     is_exemplar: np.ndarray
     """[N], bool: whether it is in the pool of exemplars, or that of candidates."""
+    source: np.ndarray
+    """[N], int32: number of the first passage of the text that it is of."""
     documents: Sequence[Document] | None = None
     path: Path | None = None
     offsets: np.ndarray | None = None
@@ -45,8 +48,7 @@ class Corpus:
     @staticmethod
     def of(documents: Sequence[Document]) -> "Corpus":
         """Documents in memory."""
-        names, author, pool = _index(documents)
-        return Corpus(names, author, pool, documents)
+        return Corpus(*_index(documents), documents)
 
     @staticmethod
     def open(path: Path) -> "Corpus":
@@ -75,8 +77,8 @@ class Corpus:
 
         if not path.is_file():
             raise ValueError(f"{path}: no such file")
-        names, author, pool = _index(records())
-        return Corpus(names, author, pool, path=path, offsets=np.array(offsets, np.int64))
+        indexed = _index(records())
+        return Corpus(*indexed, path=path, offsets=np.array(offsets, np.int64))
 
     def __len__(self) -> int:
         return len(self.author)
@@ -105,14 +107,27 @@ class Corpus:
         return self.by_author(~self.is_exemplar)
 
 
-def _index(documents: Iterable[Document]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The authors' names, sorted; each document's author and whether it is an exemplar."""
+def _index(
+    documents: Iterable[Document],
+) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+    """The authors' names, sorted; each document's author, whether it is an exemplar, and its text's
+    first passage."""
     numbers: dict[str, int] = {}
-    author, pool = [], bytearray()
-    for document in documents:
+    author, source, pool = array("l"), array("l"), bytearray()
+    last = None
+    for number, document in enumerate(documents):
         author.append(numbers.setdefault(document.author, len(numbers)))
         pool.append(document.split == "train")
+        text = (document.author, document.doc_id.rpartition("#")[0] or document.doc_id)
+        # A text's first passage may have its plain name, the others name#2, name#3.
+        source.append(source[-1] if text == last else number)
+        last = text
     names = sorted(numbers)
     places = np.zeros(len(names), np.int32)
     places[[numbers[name] for name in names]] = np.arange(len(names), dtype=np.int32)
-    return names, places[np.array(author, np.int64)], np.frombuffer(bytes(pool), np.bool_)
+    return (
+        names,
+        places[np.array(author, np.int64)],
+        np.frombuffer(bytes(pool), np.bool_),
+        np.array(source, np.int32),
+    )

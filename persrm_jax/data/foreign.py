@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from persrm_jax.data.copies import five_grams, is_near_copy
 from persrm_jax.data.prompts import Messages, PromptConfig, judge_messages
+from persrm_jax.data.words import words_of
 from persrm_jax.jsonl import read_rows, write_text
 from persrm_jax.types import NegativeType, Order, Pair, Split, right_verdict
 
@@ -31,8 +33,8 @@ def write_persrm(path: Path, pairs: Iterable[Pair]) -> None:
 def read_persrm(
     path: Path, *, kind: NegativeType, split: Split, num_exemplars: int, writer: str, seed: int = 0
 ) -> list[Pair]:
-    """Pairs from PersRM-R1's shape. A pair is shown other texts of its author's, the next ones in
-    the file; its sides alternate.
+    """Pairs from PersRM-R1's shape; their sides alternate. The first half of an author's texts are
+    the exemplars of the other half, near copies left out; with `num_exemplars` 0 all are judged.
 
     Args:
         kind: which generator wrote the file; it does not say so itself.
@@ -52,13 +54,16 @@ def read_persrm(
             raise ValueError(f"{path}, author {author!r}: expected a list of rows")
         for number, row in enumerate(rows, start=1):
             _check_row(f"{path}, author {author!r}, row {number}", row)
-        if len(rows) <= num_exemplars:
-            raise ValueError(
-                f"{path}: author {author!r} has {len(rows)} texts; {num_exemplars} are to be shown "
-                "beside the one that is judged"
-            )
-        for i, row in enumerate(rows):
-            shown = [(i + k) % len(rows) for k in range(1, num_exemplars + 1)]
+        first = len(rows) // 2 if num_exemplars else 0
+        grams = [five_grams(words_of(row["response_A"])) for row in rows]
+        for i, row in enumerate(rows[first:], start=first):
+            fresh = [k for k in range(first) if not is_near_copy(grams[k], grams[i])]
+            if len(fresh) < num_exemplars:
+                raise ValueError(
+                    f"{path}: author {author!r} has {len(fresh)} texts to show that are no near "
+                    f"copies of row {i + 1}; {num_exemplars} are to be shown"
+                )
+            shown = fresh[:num_exemplars]
             number = len(pairs)
             pairs.append(
                 Pair(

@@ -83,6 +83,10 @@ class Negatives:
         """Tells `advance` of each answer."""
         self.writers, self.answers, self.cfg = writers, answers, cfg
         self.advance = advance
+        self._under = {
+            kind: answers.settings(writer.label, writer.settings, kind, cfg.verify)
+            for kind, writer in writers.items()
+        }
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Pair]:
         """The pairs in their order, without those for which no text was found."""
@@ -100,41 +104,47 @@ class Negatives:
             return pair
         return replace(pair, rejected=text, writer=self.writers[pair.negative_type].label)
 
-    def _key(self, pair: Pair) -> str:
-        """Of an answer. Another text or writer under the same name is another question."""
-        text = zlib.crc32(pair.chosen.encode())
-        label = self.writers[pair.negative_type].label
-        return f"{label}/{pair.seed}/{pair.pair_id}/{pair.negative_type}/{text:08x}"
-
     def _write(self, kind: NegativeType, pairs: Sequence[Pair]) -> dict[str, str]:
         texts: dict[str, str] = {}
+        if not pairs:
+            return texts
         for attempt in range(self.cfg.tries):
-            left = [p for p in pairs if p.pair_id not in texts]
-            found = {p.pair_id: self.answers.find(self._key(p), attempt) for p in left}
-            self._ask(kind, [p for p in left if found[p.pair_id] is None], attempt)
-            for pair in left:
-                answer = found[pair.pair_id] or self.answers.find(self._key(pair), attempt)
-                assert answer is not None
-                if not answer.fault:
+            left = [self._request(p, attempt) for p in pairs if p.pair_id not in texts]
+            known = {p.pair_id: self.answers.find(r.key, attempt) for p, r in left}
+            new = self._ask(
+                self.writers[kind], [(p, r) for p, r in left if known[p.pair_id] is None]
+            )
+            for pair, _ in left:
+                answer = known[pair.pair_id] or new.get(pair.pair_id)
+                if answer is not None and not answer.fault:
                     texts[pair.pair_id] = answer.text
         return texts
 
-    def _ask(self, kind: NegativeType, pairs: Sequence[Pair], attempt: int) -> None:
-        if not pairs:
-            return
-        requests = (
-            Request(self._key(p), negative_messages(kind, p.chosen, p.prompt), attempt, p.chosen)
-            for p in pairs
-        )
-        for pair, written in zip(pairs, self.writers[kind].write(requests), strict=True):
-            text, fault = written.text or "", written.fault
+    def _request(self, pair: Pair, attempt: int) -> tuple[Pair, Request]:
+        """Another text under the same name, or another prompt, is another question."""
+        messages = negative_messages(pair.negative_type, pair.chosen, pair.prompt)
+        said = zlib.crc32(messages[-1]["content"].encode())
+        under = self._under[pair.negative_type]
+        key = f"{under}|{pair.seed}/{pair.pair_id}/{pair.negative_type}/{said:08x}"
+        return pair, Request(key, messages, attempt, pair.chosen)
+
+    def _ask(self, writer: NamedWriter, asked: Sequence[tuple[Pair, Request]]) -> dict[str, Answer]:
+        found = {}
+        answers = writer.write(request for _, request in asked) if asked else ()
+        for (pair, request), written in zip(asked, answers, strict=True):
+            self.advance(1)
+            if written.is_lost:
+                self.answers.lose(written.fault)
+                continue
+            kind, text, fault = pair.negative_type, written.text or "", written.fault
             if not fault:
                 text = text.strip() if kind == "minor" else fit_length(text, pair.chosen)
                 fault = find_fault(kind, pair.chosen, text, self.cfg.verify) or ""
             spent = (written.prompt_tokens, written.completion_tokens)
-            label = self.writers[kind].label
-            self.answers.add(Answer(self._key(pair), attempt, kind, label, text, fault, *spent))
-            self.advance(1)
+            answer = Answer(request.key, request.attempt, kind, writer.label, text, fault, *spent)
+            self.answers.add(answer)
+            found[pair.pair_id] = answer
+        return found
 
 
 def fit_length(written: str, text: str) -> str:

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from persrm_jax.data.cleaning import as_utf8
 from persrm_jax.data.writers import Request, Written
 
 KEY = "OPENAI_API_KEY"
@@ -119,12 +120,14 @@ class OpenAIWriter:
                     f"--writer openai, {self._client.base_url}, --openai.model {self.cfg.model}: "
                     f"{refused}"
                 ) from None
-            except self._openai.APIError as failed:  # the client has tried again by itself
+            except self._openai.BadRequestError as failed:  # of this text
                 return Written(None, f"{type(failed).__name__}: {failed}")
+            except self._openai.APIError as failed:  # the client has tried again by itself
+                return Written(None, f"{type(failed).__name__}: {failed}", is_lost=True)
             except (ValueError, AttributeError, TypeError, IndexError) as garbled:
                 error = garbled  # no JSON, or of another shape
                 time.sleep(min(0.1 * 2**attempt, 8.0))
-        return Written(None, f"garbled: {error}")
+        return Written(None, f"garbled: {error}", is_lost=True)
 
     def _send(self, request: Request) -> Any:
         return self._client.chat.completions.create(
@@ -141,12 +144,12 @@ class OpenAIWriter:
         text = choice.message.content
         spent = answer.usage  # some servers leave it out, or parts of it
         names = ("prompt_tokens", "completion_tokens")
-        tokens = [int(getattr(spent, name, None) or 0) for name in names]
+        read, written = (int(getattr(spent, name, None) or 0) for name in names)
         if choice.finish_reason == "length":
-            return Written(None, "cut off: longer than --openai.max-tokens", *tokens)
+            return Written(None, "cut off: longer than --openai.max-tokens", read, written)
         if not isinstance(text, str) or not text.strip():
-            return Written(None, "empty: no text", *tokens)
-        return Written(text.strip(), "", *tokens)
+            return Written(None, "empty: no text", read, written)
+        return Written(as_utf8(text.strip()), "", read, written)
 
     def _pace(self) -> None:
         """Waits for a turn."""

@@ -47,7 +47,7 @@ def write_pairs(
     with path.open("ab") as file:
         todo = blocks[done:]
         for block, pairs in zip(todo, _made(maker, todo, processes), strict=True):
-            file.write("".join(map(record_line, fill(pairs))).encode())
+            file.write("".join(map(record_line, maker.deal(block, fill(pairs)))).encode())
             file.flush()
             advance(block.count)
 

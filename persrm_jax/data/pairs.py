@@ -112,7 +112,7 @@ class PairMaker:
 
     def all(self, *names: str) -> list[Pair]:
         """The pairs of all blocks of the sets."""
-        return [pair for block in self.blocks(*names) for pair in self.make(block)]
+        return [p for block in self.blocks(*names) for p in self.deal(block, self.make(block))]
 
     def make(self, block: Block) -> list[Pair]:
         """A block's pairs. One is left out if its chosen text leaves no text by others, or too few
@@ -136,6 +136,21 @@ class PairMaker:
                 pair_id = f"{of.name}-{number:06d}"
                 pairs.append(self._pair(pair_id, of, mine, *found, kind, orders[i]))
         return pairs
+
+    def deal(self, block: Block, pairs: Sequence[Pair]) -> list[Pair]:
+        """A block's pairs with balanced sides: where some were left out, or kinds are several, they
+        are dealt anew, of each kind as many chosen texts to A as to B."""
+        kinds = self.cfg.negatives
+        if len(pairs) == block.count and len(kinds) == 1:
+            return list(pairs)
+        rng = np.random.default_rng([self.seed, *self.sets[block.name].key, 2, block.start])
+        orders: dict[str, Order] = {}
+        for number, kind in enumerate(kinds):
+            ids = [pair.pair_id for pair in pairs if pair.negative_type == kind]
+            odd = (block.start // BLOCK + number) * (len(ids) % 2)  # who is one over takes turns
+            for pair_id, place in zip(ids, rng.permutation(len(ids)), strict=True):
+                orders[pair_id] = "BA" if (place + odd) % 2 else "AB"
+        return [replace(pair, order=orders[pair.pair_id]) for pair in pairs]
 
     def _turns(self, of: PairSet, block: Block) -> np.ndarray:
         """Authors take turns, in a new order each round."""

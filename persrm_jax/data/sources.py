@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from persrm_jax.data.cleaning import as_utf8
 from persrm_jax.jsonl import read_rows
 from persrm_jax.types import Pool
 
 Row = dict[str, Any]
 Rows = Iterable[tuple[str, Row]]
 """Each with its place, for messages."""
+_SUFFIXES = (".json", ".jsonl", ".gz", ".txt", ".csv")
 Shape = Literal["rows", "lamp", "longlamp", "prism", "personamem"]
 
 
@@ -66,7 +68,7 @@ def read_texts(data: str, cfg: SourceConfig) -> Iterator[Text]:
     for place, row in rows:
         for place_of_text, fields in _SHAPES[cfg.shape](place, row, cfg):
             text = _text(place_of_text, fields, domain, numbered)
-            here = place_of_text.rpartition(", ")[2]
+            here = place_of_text.removeprefix(f"{data}, ")
             if (first := ids.setdefault(hash(text.doc_id), here)) != here:
                 raise ValueError(
                     f"{place_of_text}: doc_id {text.doc_id!r} is taken by {first}; give each text "
@@ -83,13 +85,13 @@ def _open(data: str, cfg: SourceConfig) -> tuple[Rows, str]:
     path = Path(data)
     if path.is_dir():
         return _folder(path), path.name
-    if path.is_file() or path.suffix in (".json", ".jsonl", ".gz"):
+    if path.is_file() or path.suffix in _SUFFIXES:
         name = path.name.removesuffix(".gz")
         if name.endswith(".json"):
-            return _json(path), name.removesuffix(".json")
+            return _json(path, cfg.text), name.removesuffix(".json")
         rows = ((f"{path}, line {line}", row) for line, row in read_rows(path))
         return rows, name.removesuffix(".jsonl")
-    if data.count("/") == 1 and not path.suffix:
+    if data.count("/") == 1 and not data.startswith((".", "/")):
         return _hub(data, cfg), data.split("/")[1]
     raise ValueError(
         f"--data {data}: no such file or folder; give `personas`, `embedded`, a .jsonl, .jsonl.gz "
@@ -110,9 +112,10 @@ def _folder(path: Path) -> Rows:
         yield str(file), {"author": author, "doc_id": f"{author}/{file.stem}", "text": text}
 
 
-def _json(path: Path) -> Rows:
+def _json(path: Path, text: str) -> Rows:
     """A list of rows, or rows by author, as PersRM-R1 has them: {author: [{prompt, output}]} or
-    {author: [{prompt, response_A, response_B}]}, A being the author's."""
+    {author: [{prompt, response_A, response_B}]}, A being the author's; `text` is how the text's
+    field is called."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
@@ -127,8 +130,8 @@ def _json(path: Path) -> Rows:
             place = f"{path}, {author and f'author {author!r}, '}row {number}"
             given = {"author": author} if author else {}
             for name in ("output", "response_A"):
-                if name in row:
-                    given["text"] = row[name]
+                if name in row and text not in row:
+                    given[text] = row[name]
             yield place, row | given
 
 
@@ -155,7 +158,10 @@ def _profile(place: str, row: Row, author: Any, own: Row) -> Rows:
     """A row about one person with a list of texts of theirs."""
     profile = row.get("profile")
     if isinstance(profile, str):  # as some copies of it have it
-        profile = json.loads(profile)
+        try:
+            profile = json.loads(profile)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{place}: 'profile' is not JSON") from None
     if not isinstance(profile, list) or not all(isinstance(item, dict) for item in profile):
         raise ValueError(f"{place}: no list 'profile'; is --source.shape right?")
     for number, item in enumerate([own, *profile] if own else profile):
@@ -227,11 +233,11 @@ def _text(place: str, row: Row, domain: str, numbered: Counter[str]) -> Text:
     if split not in (None, "train", "test"):
         raise ValueError(f"{place}: split is {split!r}; it must be 'train' or 'test'")
     return Text(
-        author=author,
-        doc_id=str(doc_id),
-        domain=row.get("domain", domain),
+        author=as_utf8(author),
+        doc_id=as_utf8(str(doc_id)),
+        domain=as_utf8(row.get("domain", domain)),
         split=split,
         text=row["text"],
         prompt=row.get("prompt", ""),
-        license=row.get("license", ""),
+        license=as_utf8(row.get("license", "")),
     )

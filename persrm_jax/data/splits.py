@@ -12,6 +12,17 @@ from persrm_jax.types import NegativeType, Split
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 
+_LEAST = {
+    "num_exemplars": 1,
+    "topic_pool": 1,
+    "num_train": 0,
+    "num_dev": 0,
+    "num_test": 0,
+    "num_seen": 0,
+    "max_pairs": 0,
+}
+
+
 @dataclass(frozen=True)
 class PairConfig:
     """How many pairs, of which kinds."""
@@ -38,12 +49,12 @@ class PairConfig:
     """Random texts by others among which the one nearest in topic is taken."""
 
     def __post_init__(self) -> None:
-        if self.num_exemplars < 1:
-            raise ValueError(f"--pairs.num-exemplars {self.num_exemplars}: must be at least 1")
         if not self.negatives:
             raise ValueError("--pairs.negatives: name at least one kind")
-        if self.max_pairs < 0:
-            raise ValueError(f"--pairs.max-pairs {self.max_pairs}: must be 0 (all) or more")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--pairs.{flag} {getattr(self, name)}: must be at least {least}")
 
     @property
     def counts(self) -> dict[str, int]:
@@ -149,11 +160,16 @@ def _pair_set(
 
 def _later_half(corpus: Corpus, seed: int) -> np.ndarray:
     """[N]: whether a text is in the second half of its author's candidates, in an order of the
-    seed's. A lone text is not."""
+    seed's. Passages of one text stay together, since one may be another's prompt; a lone text is in
+    the first half."""
     texts, starts = corpus.candidates
     counts = np.diff(starts)
-    order = np.lexsort((np.random.default_rng([seed, 5]).random(len(texts)), corpus.author[texts]))
-    places = np.arange(len(texts)) - np.repeat(starts[:-1], counts)
+    _, firsts, sources = np.unique(corpus.source[texts], return_index=True, return_inverse=True)
+    first = firsts[sources]
+    keys = np.random.default_rng([seed, 5]).random(len(texts))[first]
+    order = np.lexsort((np.arange(len(texts)), keys, corpus.author[texts]))
+    places = np.empty(len(texts), np.int64)
+    places[order] = np.arange(len(texts)) - np.repeat(starts[:-1], counts)
     found = np.zeros(len(corpus), np.bool_)
-    found[texts[order]] = places >= np.repeat((counts + 1) // 2, counts)
+    found[texts] = places[first] >= np.repeat((counts + 1) // 2, counts)
     return found

@@ -32,14 +32,17 @@ Write as if nobody had told you the answer and there had been no earlier try; do
 either. Keep to the same form."""
 _BETRAYAL = re.compile(
     r"""\b(?:
-        (?:correct|right|expected|true|actual|given|provided|known|stated)\ (?:answer|verdict|label)
-      | (?:i\ (?:was|am|have\ been|'ve\ been)|as|since\ (?:i|we)\ (?:was|were))\ (?:told|instructed)
-      | ground[ -]truth | the\ hint
-      | (?:the\ user|you)\ (?:said|says|told|stated|states|have\ told)
-      | (?:my|the)\ (?:previous|earlier|first|last|failed)
-        \ (?:attempt|try|reasoning|judge?ment|answer|analysis)
-      | on\ (?:second\ thought|reconsideration)
-      | (?:i\ (?:made|must\ correct)\ (?:a|my)\ mistake|my\ mistake|i\ apologi[sz]e)
+        (?:correct|right|expected|true|actual|given|provided|known|stated)
+        \s+(?:answer|verdict|label)
+      | (?:answer|verdict|label)\s+(?:that\s+(?:was|is)\s+)?(?:given|provided|told|stated)
+      | i(?:\s+was|\s+am|['’]m|\s+have\s+been|['’]ve\s+been)\s+(?:told|given|instructed)
+      | (?:as|since\s+(?:i|we)\s+(?:was|were))\s+(?:told|instructed)
+      | ground[\s-]truth | the\s+hint
+      | (?:the\s+user|you)\s+(?:said|says|told|stated|states|have\s+told)
+      | (?:my|the)\s+(?:previous|earlier|first|last|failed)
+        \s+(?:attempt|try|reasoning|judge?ment|answer|analysis)
+      | on\s+(?:second\s+thought|reconsideration)
+      | i\s+(?:made|must\s+correct)\s+(?:a|my)\s+mistake | my\s+mistake | i\s+apologi[sz]e
     )\b""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -62,29 +65,38 @@ class _Teacher:
     writer: NamedWriter
     answers: Answers
     prompt: PromptConfig
+    under: str
+    """Of the settings, among the answers."""
 
     def ask(
         self, asked: Mapping[Question, Messages], attempt: int, *, told: bool = False
     ) -> dict[Question, Answer]:
+        """The answers, of which those that nobody gave are left out."""
         keys = {q: self._key(q, messages) for q, messages in asked.items()}
-        found = {q: self.answers.find(key, attempt) for q, key in keys.items()}
-        todo = [q for q, answer in found.items() if answer is None]
+        found = {}
+        for question, key in keys.items():
+            if (answer := self.answers.find(key, attempt)) is not None:
+                found[question] = answer
+        todo = [q for q in asked if q not in found]
         requests = (Request(keys[q], asked[q], attempt) for q in todo)
+        label = self.writer.label
         for question, written in zip(todo, self.writer.write(requests), strict=True):
+            if written.is_lost:
+                self.answers.lose(written.fault)
+                continue
             text = written.text or ""
             fault = written.fault or self._fault(question, text, told)
             spent = (written.prompt_tokens, written.completion_tokens)
-            label = self.writer.label
             answer = Answer(keys[question], attempt, "trace", label, text, fault, *spent)
             self.answers.add(answer)
             found[question] = answer
-        return {q: answer for q, answer in found.items() if answer is not None}
+        return found
 
     def _key(self, question: Question, messages: Messages) -> str:
-        """Of an answer. Another prompt or writer is another question."""
+        """Another prompt is another question."""
         pair, order = question
         said = zlib.crc32("\n".join(m["content"] for m in messages).encode())
-        return f"{self.writer.label}/{pair.seed}/{pair.pair_id}/{order}/{said:08x}"
+        return f"{self.under}|{pair.seed}/{pair.pair_id}/{order}/{said:08x}"
 
     def _fault(self, question: Question, text: str, told: bool) -> str:
         judgement = parse_judgement(text, self.prompt)
@@ -129,7 +141,8 @@ def taught_traces(
     Args:
         samples: judgements that the first pass may take of a question until one is right.
     """
-    teacher = _Teacher(writer, answers, prompt)
+    under = answers.settings(writer.label, writer.settings, prompt)
+    teacher = _Teacher(writer, answers, prompt, under)
     waiting = ((pair, order) for pair in pairs for order in BOTH_ORDERS)
     while questions := list(islice(waiting, _TOGETHER)):
         right: dict[Question, str] = {}
@@ -139,8 +152,8 @@ def taught_traces(
             given = teacher.ask({q: judge_messages(*q, prompt) for q in left}, attempt)
             right |= teacher.right(given)
         if second_pass and prompt.answer != "score":
-            wrong = {q: answer.text for q, answer in given.items() if q not in right}
-            again = {q: _again(q, text, prompt) for q, text in wrong.items()}
+            failed = {q: answer.text for q, answer in given.items() if q not in right}
+            again = {q: _again(q, text, prompt) for q, text in failed.items()}
             right |= teacher.right(teacher.ask(again, samples, told=True))
         for question in questions:
             if question in right:

@@ -46,6 +46,10 @@ class TeacherConfig:
             raise ValueError("--teacher.samples and --teacher.num-facts must be at least 1")
 
     @property
+    def judges_both_orders(self) -> bool:
+        return self.both_orders or self.by != "stylometric"
+
+    @property
     def writer(self) -> str:
         """The writer that a teacher is."""
         return "local" if self.by == "self" else self.by

@@ -25,6 +25,12 @@ _REFUSAL = re.compile(
         \b""",
     re.IGNORECASE | re.VERBOSE,
 )
+_POSTAMBLE = re.compile(
+    r"\b(?:i hope (?:this|that|it) helps|let me know if|feel free to (?:ask|let)"
+    r"|is there anything else|would you like me to)\b",
+    re.IGNORECASE,
+)
+_ENDED = re.compile(r"[.!?…]['\"”’)\]*_]*\Z")
 _TALK = re.compile(r"</?think>|<\|[^|]*\|>|\A\s*```|\[(?:your|insert) ", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
 
@@ -41,10 +47,12 @@ class VerifyConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.max_overlap <= 1:
-            raise ValueError(f"--verify.max-overlap {self.max_overlap}: must be above 0, at most 1")
+            raise ValueError(
+                f"--written.verify.max-overlap {self.max_overlap}: must be above 0, at most 1"
+            )
         if self.max_length_ratio < 1:
             raise ValueError(
-                f"--verify.max-length-ratio {self.max_length_ratio}: must be 1 or more"
+                f"--written.verify.max-length-ratio {self.max_length_ratio}: must be 1 or more"
             )
 
 
@@ -63,10 +71,14 @@ def find_fault(kind: NegativeType, text: str, written: str, cfg: VerifyConfig) -
         return f"too short: {num_words} words, at least {cfg.min_words}"
     if found := _PREAMBLE.search(written[:_OPENING]):
         return f"preamble: {found[0].strip()!r}"
+    if found := _POSTAMBLE.search(written[-_OPENING:]):
+        return f"postamble: {found[0].strip()!r}"
     if found := _REFUSAL.search(written[:_OPENING]):
         return f"refusal: {found[0].strip()!r}"
     if found := _TALK.search(written):
         return f"markup: {found[0].strip()!r}"
+    if _ENDED.search(text) and not _ENDED.search(written):
+        return f"unfinished: ends with {written[-20:]!r}"
     ratio = num_words / max(num_own, 1)
     if not 1 / cfg.max_length_ratio <= ratio <= cfg.max_length_ratio:
         return f"length: {ratio:.2f} of the person's words"

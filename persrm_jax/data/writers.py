@@ -33,6 +33,8 @@ class Written:
     """Why there is none; its sort first, up to a colon."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    is_lost: bool = False
+    """Whether nobody answered, so that the same request may be answered another time."""
 
 
 Writer = Callable[[Iterable[Request]], Iterator[Written]]
@@ -45,3 +47,5 @@ class NamedWriter:
 
     label: str
     write: Writer
+    settings: str = ""
+    """All that its texts depend on beside the request."""

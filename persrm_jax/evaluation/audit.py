@@ -85,8 +85,7 @@ def _credits(pairs: Sequence[Pair], features: Features | None) -> np.ndarray:
     it takes the other, 0.5 where it can't say."""
     is_a = np.array([pair.order == "AB" for pair in pairs])
     if features is None:  # the side alone
-        share = is_a.mean()
-        return np.where(is_a, float(share > 0.5), float(share < 0.5)) + 0.5 * (share == 0.5)
+        return _side_credits(is_a)
     shown = [pair.candidates() for pair in pairs]
     values = features([a for a, _ in shown] + [b for _, b in shown])
     difference = values[: len(pairs)] - values[len(pairs) :]
@@ -109,6 +108,13 @@ def _credits(pairs: Sequence[Pair], features: Features | None) -> np.ndarray:
         right = np.where(is_a[judged], scores > 0, scores < 0)
         credits[judged] = np.where(np.abs(scores) < 1e-9, 0.5, right)
     return credits
+
+
+def _side_credits(is_a: np.ndarray) -> np.ndarray:
+    """Of always taking the side that is the chosen text's more often among the other pairs."""
+    others = is_a.sum() - is_a
+    half = (len(is_a) - 1) / 2
+    return np.where(others == half, 0.5, np.where(others > half, is_a, ~is_a))
 
 
 def _lengths(texts: Sequence[str]) -> np.ndarray:

@@ -27,6 +27,9 @@ def _outputs(count: int) -> list[str]:
     rng = random.Random(7)
     found = []
     for number in range(count):
+        if number % 8 == 1:  # the same without reasoning
+            found.append(f"<answer>{rng.choice(PIECES)}</answer>{rng.choice(('', ' ', 'x'))}")
+            continue
         if number % 4 == 0:  # near the grammar: one right answer with something done to it
             parts = ["<think>", "text ", "</think>", "<answer>", rng.choice(PIECES), "</answer>"]
             for _ in range(rng.randrange(3)):
@@ -99,7 +102,7 @@ def test_other_answers_are_read_or_refused(answer: str, think: bool) -> None:
             assert grammar.fullmatch(output), output[:300]
             assert output.count("<answer>") == 1 and output.count("<think>") == think
             read += 1
-    assert read >= 10 or not think
+    assert read >= 10
 
 
 def test_the_verifier_never_fails() -> None:

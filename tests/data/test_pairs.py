@@ -344,6 +344,25 @@ def test_a_written_text_is_left_to_its_writer() -> None:
         assert pair.rejected_id == f"{pair.chosen_id}/minor"
 
 
+def test_passages_of_a_text_stay_on_one_side_of_what_is_unseen() -> None:
+    """One may be in another's prompt."""
+    documents = [
+        replace(
+            d, doc_id=f"{d.doc_id.split('/')[0]}/{int(d.doc_id.split('/')[1]) % 2}{part}-{i}{n}"
+        )
+        for d in _corpus(0, texts=2)
+        for part in range(3)
+        for i in range(2)
+        for n in ("", "#2", "#3")
+    ]
+    rng = np.random.default_rng(1)
+    documents = [replace(d, text=" ".join(rng.choice(WORDS, 30))) for d in documents]
+    sets = make_pairs(documents, replace(CFG, num_train=200, num_seen=60), 0)
+    train = {p.chosen_id.split("#")[0] for p in sets.main if p.author_split == "train"}
+    seen = {p.chosen_id.split("#")[0] for p in sets.seen}
+    assert train and seen and not train & seen
+
+
 @pytest.mark.parametrize("kind", ["other_author", "other_author_same_topic"])
 def test_other_texts_are_paired_without_a_writer(kind: NegativeType) -> None:
     kinds = ("minor", kind) if kind == "other_author" else ("minor", "mimic")

@@ -50,6 +50,8 @@ def test_every_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(json.dumps(rows))
     found["json"] = _read(tmp_path / "t.json")
     assert found["jsonl"] == found["gz"] == found["json"]
+    (tmp_path / "t.json").write_text(json.dumps([row | {"output": "Other."} for row in rows]))
+    assert _read(tmp_path / "t.json") == found["json"], "a row's own text is its text"
     assert [(t.author, t.doc_id, t.domain, t.text) for t in found["json"]] == [
         ("Ann", "Ann-1", "t", "One."),
         ("Ann", "Ann-2", "t", "Two."),
@@ -99,6 +101,13 @@ def test_the_shapes_of_benchmarks(tmp_path: Path) -> None:
         ("t.json", '{"Ann": [{"output": " "}]}', {}, "author 'Ann', row 1: empty 'text'"),
         ("t.jsonl", '{"id": 1}', {"shape": "lamp"}, "line 1: no list 'profile'; is --source.shape"),
         ("t.jsonl", "{}", {"shape": "lamp"}, "line 1: no field 'id'"),
+        ("t.jsonl", '{"id": 1, "profile": "["}', {"shape": "lamp"}, "'profile' is not JSON"),
+        (
+            "t.json",
+            '{"Ann": [{"doc_id": 1, "output": "x"}], "Bob": [{"doc_id": 1, "output": "x"}]}',
+            {},
+            "author 'Bob', row 1: doc_id '1' is taken by author 'Ann', row 1",
+        ),
         ("t.jsonl", "{}", {"shape": "longlamp"}, "line 1: no field 'name'"),
         ("t.jsonl", "{}", {"shape": "prism"}, "line 1: no field 'user_id'; is --source.shape"),
         ("t.jsonl", '{"a": 1}', {"author": "a"}, "line 1: bad 'author'"),
@@ -124,18 +133,35 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 def test_persrm_files_come_back(tmp_path: Path, pairs: list[Pair]) -> None:
     path = tmp_path / "mimic.json"
     write_persrm(path, pairs)
-    again = read_persrm(path, kind="mimic", split="test", num_exemplars=2, writer="theirs")
-    told = {(p.author, p.prompt, p.chosen, p.rejected) for p in pairs}
-    assert {(p.author, p.prompt, p.chosen, p.rejected) for p in again} == told
-    assert len(again) == len(pairs) and {p.negative_type for p in again} == {"mimic"}
-    for pair in again:
-        assert len(pair.exemplars) == 2 and pair.chosen_id not in pair.exemplar_ids
+    again = read_persrm(path, kind="mimic", split="test", num_exemplars=0, writer="theirs")
+    told = sorted((p.author, p.prompt, p.chosen, p.rejected) for p in pairs)
+    assert sorted((p.author, p.prompt, p.chosen, p.rejected) for p in again) == told
     write_persrm(tmp_path / "again.json", again)
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
     texts = _read(path)
     assert {(t.author, t.text) for t in texts} == {(p.author, p.chosen) for p in pairs}
-    with pytest.raises(ValueError, match="has 5 texts; 5 are to be shown"):
-        read_persrm(path, kind="mimic", split="test", num_exemplars=5, writer="theirs")
+
+
+def test_persrm_pairs_show_other_texts(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "", "response_A": f"{i} one two {i} three four {i} five", "response_B": "x"}
+        for i in range(6)
+    ]
+    rows[5]["response_A"] = rows[0]["response_A"]
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps({"Ann": rows, "Bob": rows[:4]}))
+    pairs = read_persrm(path, kind="mimic", split="train", num_exemplars=2, writer="theirs")
+    assert [(p.author, p.chosen_id, p.exemplar_ids) for p in pairs] == [
+        ("Ann", "Ann-4", ("Ann-1", "Ann-2")),
+        ("Ann", "Ann-5", ("Ann-1", "Ann-2")),
+        ("Ann", "Ann-6", ("Ann-2", "Ann-3")),
+        ("Bob", "Bob-3", ("Bob-1", "Bob-2")),
+        ("Bob", "Bob-4", ("Bob-1", "Bob-2")),
+    ]
+    assert {i for p in pairs for i in p.exemplar_ids}.isdisjoint(p.chosen_id for p in pairs)
+    assert [p.order for p in pairs] == ["AB", "BA", "AB", "BA", "AB"]
+    with pytest.raises(ValueError, match="author 'Ann' has 2 texts to show .* row 6; 3 are"):
+        read_persrm(path, kind="mimic", split="train", num_exemplars=3, writer="theirs")
     path.write_text('{"Ann": [{"prompt": "", "response_A": "x"}]}')
     with pytest.raises(ValueError, match="author 'Ann', row 1: no string 'response_B'"):
         read_persrm(path, kind="mimic", split="test", num_exemplars=1, writer="theirs")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from persrm_jax.data.answers import Answers
+from persrm_jax.data.answers import Answer, Answers
 from persrm_jax.data.pairs import make_test_pairs
 from persrm_jax.data.personas import PersonaConfig, make_personas
 from persrm_jax.data.prompts import (
@@ -20,6 +20,7 @@ from persrm_jax.data.splits import PairConfig
 from persrm_jax.data.taught import find_betrayal, taught_traces
 from persrm_jax.data.traces import TeacherConfig
 from persrm_jax.data.writers import NamedWriter, Request, Written
+from persrm_jax.jsonl import read_records
 from persrm_jax.types import Pair, Trace
 
 SCORES = PromptConfig()
@@ -125,8 +126,8 @@ def test_what_stays_wrong_or_betrays_itself_is_dropped(
     teacher = Teacher(lambda request: second if request.attempt else always_a(request))
     traces = teach(tmp_path, pairs, teacher)
     assert [t.order for t in traces] == ["AB"] * 12
-    answers = Answers(tmp_path / "answers.jsonl")
-    found = {why: n for (kind, why), n in answers.counts.items() if kind == "trace"}
+    given = read_records(tmp_path / "answers.jsonl", Answer)
+    found = Counter(answer.fault.split(":")[0] for answer in given)
     named = next(why for why in found if why.startswith(fault))
     assert found == {"": 12, "wrong": 12, named: 12} if named != "wrong" else {"": 12, "wrong": 24}
 
@@ -164,6 +165,11 @@ def test_of_texts_shown_alone_both_are_kept_or_none(tmp_path: Path, pairs: list[
     "text",
     [
         "As I was told, B fits.",
+        "I've been told B is better.",
+        "I’m told it is A.",
+        "The correct\nanswer is B.",
+        "the answer provided is B",
+        "I was given the answer B",
         "Since the correct verdict is A, ...",
         "The ground truth says so.",
         "the user said that B is better",

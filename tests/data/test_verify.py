@@ -97,7 +97,10 @@ def test_anything_gets_a_verdict(text: str, written: str, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "flag"),
-    [({"max_overlap": 0.0}, "--verify.max-overlap 0.0"), ({"max_length_ratio": 0.9}, "ratio 0.9")],
+    [
+        ({"max_overlap": 0.0}, "--written.verify.max-overlap 0.0"),
+        ({"max_length_ratio": 0.9}, "ratio 0.9"),
+    ],
 )
 def test_a_bad_config_names_its_flag(fields: dict[str, float], flag: str) -> None:
     with pytest.raises(ValueError, match=flag):

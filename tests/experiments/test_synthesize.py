@@ -111,6 +111,7 @@ def test_an_endpoint_writes_negatives_and_traces(
     assert all(t.verdict == ("A" if t.order == "AB" else "B") for t in traces)
     card = json.loads((tmp_path / "run" / "card.json").read_text())
     assert card["writers"]["answers"]["trace"] == {"kept": 40, "wrong": 20}
+    assert card["traces"]["asked"] == card["traces"]["kept"] == 40
     prompt_tokens = card["writers"]["tokens"]["openai:m"]["prompt"]
     assert card["writers"]["cost"] == pytest.approx(prompt_tokens / 1000) and prompt_tokens > 0
     assert asked > sum(sum(kind.values()) for kind in card["writers"]["answers"].values())
@@ -183,6 +184,24 @@ def test_other_settings_do_not_go_on_with_what_was_cut_off(tmp_path: Path, texts
         experiments.synthesize.main([*args, "--seed", "1"])
     experiments.synthesize.main(args)
     assert (tmp_path / "run" / "pairs.jsonl").is_file()
+
+
+def test_other_texts_under_the_same_name_start_anew(tmp_path: Path, texts: Path) -> None:
+    mine = tmp_path / "letters.jsonl"
+    mine.write_bytes(texts.read_bytes())
+    args = [*SMALL, "--data", str(mine), "--out", str(tmp_path / "run")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiments.synthesize, "make_traces", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            experiments.synthesize.main(args)
+    lines = mine.read_text().splitlines()
+    mine.write_text("\n".join(lines[12:]))  # one author fewer
+    experiments.synthesize.main(args)
+    pairs = read_records(tmp_path / "run" / "pairs.jsonl", Pair)
+    assert len(pairs) == 72 and "Ann 0" not in {p.author for p in pairs}
+    experiments.synthesize.main([*args[:-1], str(tmp_path / "new")])
+    for name in FILES:
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "new" / name).read_bytes()
 
 
 def _interrupted(*_: object, **__: object) -> None:
