@@ -92,7 +92,8 @@ def test_an_endpoint_writes_negatives_and_traces(
         if "[Candidate A]" in asked or "The right answer is" in asked:
             return for_b if "candidate B fits" in asked else for_a
         assert "secret" not in asked
-        return " ".join(rng.choices(("moon", "glass", "song", "ash", "lamp", "tide"), k=40)) + "."
+        said = ("moon", "glass", "song", "ash", "lamp", "tide", "bell", "rain")
+        return " ".join("So " + " ".join(rng.choices(said, k=3)) + "." for _ in range(10))
 
     with serving() as endpoint:
         endpoint.write = write
