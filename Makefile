@@ -80,6 +80,7 @@ bench: $(VENV)/.test ## set-up and our own benchmarks; results/*.json
 	$(BIN)/python -m benchmarks.train_step --out results/train-step.json
 	$(BIN)/python -m benchmarks.rft_step --out results/rft-step.json
 	$(BIN)/python -m benchmarks.load_memory --out results/load-memory.json
+	$(BIN)/python -m benchmarks.data --out results/data.json
 	$(BIN)/python -m benchmarks.step_memory --out results/step-memory.json
 	$(BIN)/python -m kernels.bench --json results/kernels-cpu.json
 

@@ -18,6 +18,8 @@ from rich.table import Table
 
 from persrm_jax import cli
 from persrm_jax.evaluation.audit import SUSPICIOUS, Finding, audit
+from persrm_jax.evaluation.report import Row, accuracy_figure
+from persrm_jax.evaluation.statistics import Accuracy
 from persrm_jax.jsonl import iter_records, read_records, write_text
 from persrm_jax.types import Pair
 
@@ -31,7 +33,7 @@ class AuditConfig:
     max_pairs: int = 4000
     """Pairs that are looked at, drawn at random (0: all)."""
     out: Path | None = None
-    """Folder for `audit.json` and `audit.md`."""
+    """Folder for `audit.json`, `audit.md` and a figure."""
     seed: int = 0
     """Of the draw and of the bootstrap."""
 
@@ -70,6 +72,22 @@ def as_markdown(findings: Sequence[Finding]) -> str:
     return "\n".join([*lines, "", verdict(findings), ""])
 
 
+def row_of(finding: Finding) -> Row:
+    """A cheat on a kind as a judge that is shown no exemplars."""
+    accuracy = Accuracy(
+        mean=finding.accuracy,
+        low=finding.low,
+        high=finding.high,
+        num_pairs=finding.num_pairs,
+        num_authors=finding.num_authors,
+        parse_rate=1.0,
+        tie_rate=0.0,
+        consistency=None,
+        both_right=None,
+    )
+    return Row(f"{finding.kind}: {finding.cheat}", "0", accuracy)
+
+
 def show(findings: Sequence[Finding]) -> None:
     """Prints the table."""
     table = Table("pairs", "cheat", "accuracy", "95 % interval", "n", "")
@@ -96,7 +114,10 @@ def main(args: Sequence[str]) -> None:
     if cfg.out is not None:
         rows = [dataclasses.asdict(f) | {"flagged": f.is_flagged} for f in findings]
         write_text(cfg.out / "audit.json", json.dumps(rows, indent=2) + "\n")
-        write_text(cfg.out / "audit.md", f"# Audit of {path.name}\n\n{as_markdown(findings)}")
+        shown = "![how often each cheat is right](audit.png)"
+        text = f"# Audit of {path.name}\n\n{as_markdown(findings)}\n{shown}\n"
+        write_text(cfg.out / "audit.md", text)
+        accuracy_figure([row_of(finding) for finding in findings], cfg.out / "audit.png")
         print(f"audit: in {cfg.out}")
 
 

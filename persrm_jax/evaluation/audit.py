@@ -34,6 +34,7 @@ class Finding:
     high: float
     """95 % bootstrap interval over authors."""
     num_pairs: int
+    num_authors: int
 
     @property
     def is_flagged(self) -> bool:
@@ -72,7 +73,8 @@ def audit(pairs: Sequence[Pair], *, num_resamples: int = 1000, seed: int = 0) ->
             credits = _credits(some, features)
             low, high = bootstrap_interval(credits, some, num_resamples=num_resamples, seed=seed)
             accuracy = float(credits.mean())
-            findings.append(Finding(kind, cheat, accuracy, low, high, len(some)))
+            people = len({pair.author for pair in some})
+            findings.append(Finding(kind, cheat, accuracy, low, high, len(some), people))
     if not findings:
         raise ValueError(
             f"{len(pairs)} pairs: too few to audit; a kind needs {_FEWEST}, by two authors"

@@ -1,12 +1,16 @@
 """Cheats find what can be found without the person, and nothing where there is nothing."""
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import experiments.audit
 from persrm_jax.evaluation.audit import CHEATS, audit
+from persrm_jax.jsonl import write_records
 from persrm_jax.types import NegativeType, Pair
 
 WORDS = "stone river hill tree road wall door window table chair paper letter bread house".split()
@@ -100,3 +104,19 @@ def test_too_few_pairs() -> None:
         audit([])
     with pytest.raises(ValueError, match="10 pairs: too few to audit; a kind needs 20"):
         audit(_pairs(lambda _, p: p, count=10))
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = _pairs(lambda rng, p: replace(p, rejected=_text(rng, 30)))
+    write_records(tmp_path / "pairs.jsonl", [*long, *_pairs(lambda _, p: p, "other_author")])
+    experiments.audit.main([str(tmp_path), "--out", str(tmp_path / "out")])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "FLAGGED, solved without the person's texts: " in said and "mimic (length 1.00)" in said
+    rows = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert {r["kind"] for r in rows if r["flagged"]} == {"mimic", "all"}
+    assert "| mimic | length | 1.000 |" in (tmp_path / "out" / "audit.md").read_text()
+    assert (tmp_path / "out" / "audit.png").read_bytes().startswith(b"\x89PNG")
+    drawn = experiments.audit.draw_pairs(tmp_path / "pairs.jsonl", 50, 0)
+    assert len({p.pair_id for p in drawn}) == 50
+    assert {p.negative_type for p in drawn} == {"mimic", "other_author"}
+    assert experiments.audit.draw_pairs(tmp_path / "pairs.jsonl", 50, 0) == drawn

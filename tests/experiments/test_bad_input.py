@@ -109,6 +109,17 @@ def test_a_file_name_with_brackets(refused: Refused) -> None:
         (["--rft.group-size", "1"], "--rft.group-size 1"),
         (["--loss.clip-low", "1.5"], "--loss.clip-low 1.5"),
         (["--pairs.num-exemplars", "0"], "--pairs.num-exemplars 0"),
+    ],
+)
+def test_a_command_that_is_misspelt(
+    refused: Refused, module: ModuleType, args: list[str], words: str
+) -> None:
+    assert words in refused(module, *args, "--out", "run")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
         (["--negatives", "mimic,mimick"], "mimick"),
         (["--negatives", "mimic"], "--writer rules: nobody writes 'mimic'; name a model"),
         (["--writer", "minor=gpt"], "'gpt' is none of rules, local, openai"),
@@ -116,12 +127,13 @@ def test_a_file_name_with_brackets(refused: Refused) -> None:
         (["--negatives", "minor", "--writer", "local"], "a model from scratch cannot write yet"),
         (["--negatives", "minor", "--writer", "openai"], "--openai.model"),
         (["--data", "somewhere"], "--data somewhere: no such file or folder; give `personas`"),
+        (["--written.tries", "0"], "--written.tries 0"),
+        (["--written.verify.max-overlap", "2"], "--written.verify.max-overlap 2"),
+        (["--pairs.topic-pool", "0"], "--pairs.topic-pool 0: must be at least 1"),
     ],
 )
-def test_a_command_that_is_misspelt(
-    refused: Refused, module: ModuleType, args: list[str], words: str
-) -> None:
-    assert words in refused(module, *args, "--out", "run")
+def test_data_that_cannot_be_made(refused: Refused, args: list[str], words: str) -> None:
+    assert words in refused(experiments.synthesize, *args, "--out", "run")
 
 
 def test_evaluate_offers_the_nearest_flag(refused: Refused) -> None:
