@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -105,9 +106,12 @@ FACTS: dict[str, Callable[[str], float]] = {
 """To add a fact: its name in a trace, and a function of one text."""
 
 
+@lru_cache(maxsize=8192)  # exemplars come again and again
 def measure(text: str) -> np.ndarray:
-    """Every fact of one text, [len(FACTS)]."""
-    return np.array([fact(text) for fact in FACTS.values()])
+    """Every fact of one text, [len(FACTS)]; not to be written to."""
+    found = np.array([fact(text) for fact in FACTS.values()])
+    found.flags.writeable = False
+    return found
 
 
 @dataclass(frozen=True)
