@@ -12,7 +12,7 @@ from persrm_jax.data.foreign import read_persrm, read_rm_r1, write_persrm, write
 from persrm_jax.data.pairs import make_test_pairs
 from persrm_jax.data.personas import PersonaConfig, make_personas
 from persrm_jax.data.prompts import PromptConfig, judge_messages
-from persrm_jax.data.sources import SourceConfig, Text, read_texts
+from persrm_jax.data.sources import SourceConfig, Text, _hub, read_texts
 from persrm_jax.data.splits import PairConfig
 from persrm_jax.jsonl import write_records
 from persrm_jax.types import Pair
@@ -66,6 +66,20 @@ def test_every_kind_of_file(tmp_path: Path) -> None:
         ("Ann", "Ann/b", "folder", "Two."),
         ("Bob", "Bob/a", "folder", "Three."),
     ]
+
+
+def test_a_dataset_streams(tmp_path: Path) -> None:
+    """As from the hub, of which a local folder is the only part that can be had here."""
+    (tmp_path / "letters").mkdir()
+    _jsonl(
+        tmp_path / "letters" / "train.jsonl", [{"who": "Ann", "body": f"{i}."} for i in range(3)]
+    )
+    cfg = SourceConfig(author="who", text="body")
+    rows = [*_hub(str(tmp_path / "letters"), cfg)]
+    assert [row for _, row in rows] == [{"who": "Ann", "body": f"{i}."} for i in range(3)]
+    assert rows[2][0].endswith("letters, train, row 3")
+    with pytest.raises(ValueError, match="cannot be read from the hub"):
+        [*_hub(str(tmp_path / "letters"), SourceConfig(split="nowhere"))]
 
 
 def test_the_shapes_of_benchmarks(tmp_path: Path) -> None:
