@@ -63,8 +63,19 @@ def assert_same(found: Any, want: Any) -> None:
         assert gap <= 1e-5 * norm
 
 
+_ALIKE = ("dr_grpo", "cispo")
+"""Variants that take the same path through a group as others that are tested at once."""
+
+
 @pytest.mark.parametrize(
-    ("variant", "off_policy"), [("grpo", False), *((name, True) for name in VARIANTS)]
+    ("variant", "off_policy"),
+    [
+        ("grpo", False),
+        *(
+            pytest.param(name, True, marks=[pytest.mark.slow] if name in _ALIKE else [])
+            for name in VARIANTS
+        ),
+    ],
 )
 def test_every_variant(variant: str, off_policy: bool) -> None:
     params, batch = random_params(SMALL), make_batch(off_policy)
