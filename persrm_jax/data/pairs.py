@@ -23,13 +23,14 @@ from persrm_jax.types import WRITTEN, Document, NegativeType, Order, Pair
 
 BLOCK = 512
 """Pairs that are made together."""
-_POOL = 2048
-"""Texts in which a block's pairs look for a topic, where a set has more."""
-_SAMPLE = 20_000
+_WHOLE, _POOL = 2048, 1024
+"""Up to so many texts of a set are all looked through for a topic; of more, so many drawn for each
+block."""
+_SAMPLE = 10_000
 """Texts by which words are weighed, where there are more."""
 _TRIES = 100
 """Draws of another author's text before a pair is given up."""
-_CACHED = 4096
+_CACHED = 8192
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class PairMaker:
         """For each, `topic_pool` random texts by others, the nearest in topic first."""
         if not len(chosen):
             return []
-        if len(of.texts) <= _POOL:
+        if len(of.texts) <= _WHOLE:
             pool, vectors = of.texts, self._vectors(of.name)
         else:
             pool = rng.choice(of.texts, _POOL, replace=False)

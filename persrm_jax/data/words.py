@@ -20,7 +20,7 @@ class Words(NamedTuple):
     hashes: np.ndarray
     """[n], uint64."""
     lengths: np.ndarray
-    """[n], in bytes."""
+    """[n], uint8: in bytes, at most 255."""
     initials: np.ndarray
     """[n], uint8: their first bytes."""
 
@@ -38,7 +38,7 @@ def words_of(text: str) -> Words:
     sums = np.zeros(len(data) + 1, np.uint64)
     np.cumsum(data * powers[: len(data)], out=sums[1:])
     hashes = (sums[ends] - sums[starts]) * inverses[starts]
-    return Words(mix(hashes), ends - starts, data[starts])
+    return Words(mix(hashes), np.minimum(ends - starts, 255).astype(np.uint8), data[starts])
 
 
 def mix(hashes: np.ndarray) -> np.ndarray:

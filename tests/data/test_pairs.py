@@ -371,6 +371,7 @@ def test_other_texts_are_paired_without_a_writer(kind: NegativeType) -> None:
 
 
 def test_a_large_set_looks_for_topics_in_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(persrm_jax.data.pairs, "_WHOLE", 11)
     monkeypatch.setattr(persrm_jax.data.pairs, "_POOL", 12)
     documents, cfg = _corpus(0), replace(CFG, num_train=200, topic_pool=20)
     sets = make_pairs(documents, cfg, 0)
