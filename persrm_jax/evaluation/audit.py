@@ -51,8 +51,8 @@ def audit(pairs: Sequence[Pair], *, num_resamples: int = 1000, seed: int = 0) ->
     A cheat is a classifier of a pair's difference, features of A minus features of B, fitted to
     other authors' pairs (5 folds) without exemplars: `length` (words), `char-3-grams` (TF-IDF),
     `machine text` (the measured facts of `data/facts.py`: punctuation, variety, word length and so
-    on, which tell written from machine-written texts), `position` (how often the chosen text is A,
-    or B). A kind with fewer than 20 pairs, or with two authors, is left out.
+    on, which tell written from machine-written texts), `position` (the side on which the chosen text
+    is more often). A kind with fewer than 20 pairs, or with one author, is left out.
 
     Raises:
         ValueError: no pairs, or none of a kind with enough.
@@ -113,10 +113,12 @@ def _credits(pairs: Sequence[Pair], features: Features | None) -> np.ndarray:
 
 
 def _side_credits(is_a: np.ndarray) -> np.ndarray:
-    """Of always taking the side that is the chosen text's more often among the other pairs."""
+    """Of taking the side that is the chosen text's among the other pairs more often than chance has
+    it (two standard deviations), if there is one."""
     others = is_a.sum() - is_a
-    half = (len(is_a) - 1) / 2
-    return np.where(others == half, 0.5, np.where(others > half, is_a, ~is_a))
+    excess = others - (len(is_a) - 1) / 2
+    right = np.where(excess > 0, is_a, ~is_a)
+    return np.where(np.abs(excess) > np.sqrt(len(is_a)), right, 0.5)
 
 
 def _lengths(texts: Sequence[str]) -> np.ndarray:
