@@ -51,8 +51,8 @@ def audit(pairs: Sequence[Pair], *, num_resamples: int = 1000, seed: int = 0) ->
     A cheat is a classifier of a pair's difference, features of A minus features of B, fitted to
     other authors' pairs (5 folds) without exemplars: `length` (words), `char-3-grams` (TF-IDF),
     `machine text` (the measured facts of `data/facts.py`: punctuation, variety, word length and so
-    on, which tell written from machine-written texts), `position` (the side on which the chosen text
-    is more often). A kind with fewer than 20 pairs, or with one author, is left out.
+    on, which tell written from machine-written texts), `position` (the side on which the chosen
+    text is more often). A kind with fewer than 20 pairs, or with one author, is left out.
 
     Raises:
         ValueError: no pairs, or none of a kind with enough.
