@@ -13,6 +13,8 @@ _PREAMBLE = re.compile(
     |\A\W*(?:here(?:\ is|'s|’s|\ are)|below\ (?:is|are)|the\ following\ is|this\ is)\b[^.!?]{0,80}
         \b(?:text|version|passage|response|continuation|rewrite|rewritten|imitation|style|example
         |sentence|paragraph|story|poem|replacement)s?\b
+    |\b(?:here|below)(?:\ is|'s|’s|\ are)\b[^.!?\n]{0,80}:\W*\n
+    |\A\W*the\ (?:above|following|given|original|previous)\ (?:text|passage)\b
     |\A\W*(?:rewritten|modified|revised|response|output|answer|text|version|continuation)\s*:""",
     re.IGNORECASE | re.VERBOSE,
 )
