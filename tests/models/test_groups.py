@@ -57,7 +57,7 @@ def assert_same(found: Any, want: Any) -> None:
         assert gap <= 1e-5 * max(np.linalg.norm(other), 1e-6)
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=3, deadline=None, derandomize=True)
 @given(
     P=st.integers(1, 3),
     S=st.integers(1, 9),
@@ -113,7 +113,7 @@ def packed_too(groups: Groups, length: int, **split: int) -> Groups:
     return groups._replace(packed=jax.tree.map(jnp.asarray, packed))
 
 
-@settings(max_examples=4, deadline=None, derandomize=True)
+@settings(max_examples=3, deadline=None, derandomize=True)
 @given(
     P=st.integers(1, 4),
     S=st.integers(1, 9),
