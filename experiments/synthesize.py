@@ -114,11 +114,12 @@ def _unfinished(folder: Path, name: str) -> Path:
 
 def _make_documents(cfg: RunConfig, folder: Path, card: Card) -> Corpus:
     path = _unfinished(folder, "documents.jsonl")
-    before = _digest(path)
-    write_records(path, card.of_documents(read_documents(cfg, card.counts)))
-    if before != _digest(path):  # other texts under the same name: no pair of the old ones stays
+    new = path.with_name(f"new-{path.name}")
+    write_records(new, card.of_documents(read_documents(cfg, card.counts)))
+    if _digest(path) != _digest(new):  # other texts under the same name: no pair of theirs stays
         for name in PAIR_FILES:
             _unfinished(folder, name).unlink(missing_ok=True)
+    os.replace(new, path)
     corpus = Corpus.open(path)
     card.of_corpus(corpus, len(eligible(corpus, cfg.pairs)))
     print(f"documents: {card.documents_line()}")

@@ -120,12 +120,14 @@ def test_an_endpoint_writes_negatives_and_traces(
     assert files["pairs.jsonl"]
 
 
-def _start(out: Path, args: list[str]) -> subprocess.Popen[bytes]:
-    """The command in a process of its own, once it has begun to write."""
-    command = [sys.executable, "-m", "experiments.synthesize", *args, "--out", str(out)]
+def _start(out: Path, args: list[str]) -> subprocess.Popen[str]:
+    """The command in a process of its own, once it has made the documents."""
+    command = [sys.executable, "-u", "-m", "experiments.synthesize", *args, "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
-    while process.poll() is None and not out.is_dir():
+    said = out.with_suffix(".log").open("w+")
+    process = subprocess.Popen(command, stdout=said, env=environment, text=True)
+    said.close()
+    while process.poll() is None and "documents:" not in out.with_suffix(".log").read_text():
         time.sleep(0.01)
     return process
 
