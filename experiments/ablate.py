@@ -2,16 +2,17 @@
 
     python -m experiments.ablate variant                          # tiny, 3 seeds
     python -m experiments.ablate kl --seeds 1 -- --rft.steps 30   # flags after -- go to every run
-    python -m experiments.ablate variant --jobs 2 --report results/variants
+    python -m experiments.ablate variant --index 3                # one run of a job array
+    python -m experiments.ablate variant --only-report --report results/variants
 
 Each row and seed is a run of its own, `OUT/ROW/seedN`, in a process of its own, so that one that
 fails leaves the others alone. Rows that differ in RFT alone start from one SFT model a seed, the
 first row's. Finished runs are skipped: the same command goes on after a kill.
 """
 
-import json
 import os
 import queue
+import re
 import shlex
 import subprocess
 import sys
@@ -22,30 +23,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import tyro
-from rich.console import Console
 
 from experiments.presets import FREE_FIELDS, PRESETS, RunConfig, parse_run
-from experiments.report import fenced, read_judged
+from experiments.sweep_report import report_sweep
+from experiments.sweeps import SWEEPS, Flags, Sweep, make_sweep
 from persrm_jax import cli
-from persrm_jax.evaluation.report import Row, accuracy_figure, accuracy_table, write_report
-from persrm_jax.evaluation.statistics import paired_difference, summarize
-from persrm_jax.runs import RunFolder, provenance
-from persrm_jax.types import Pair, Prediction
+from persrm_jax.models.load import FROM_SCRATCH
+from persrm_jax.runs import RunFolder
 
-Flags = tuple[str, ...]
-SWEEPS: dict[str, dict[str, Flags]] = {
-    "variant": {name: ("--variant", name) for name in ("grpo", "dr_grpo", "dapo", "gspo", "rloo")},
-    "group_size": {f"G={n}": ("--rft.group-size", str(n)) for n in (8, 4, 16)},
-    "kl": {f"kl={x}": ("--loss.kl-coef", x) for x in ("1e-3", "0", "1e-2", "1e-1")},
-    "reward": {
-        "correct": (),
-        "margin": ("--rft.reward.correct", "0", "--rft.reward.margin", "1"),
-        "both": ("--rft.reward.correct", "0.5", "--rft.reward.margin", "1"),
-    },
-}
-"""Rows by name and the flags that make each. All of these differ in RFT alone."""
-NOT_AFTER = ("--init", "--seed", "--out", "--continue-sft", "--eval.dev")
+NOT_AFTER = ("--init", "--seed", "--out", "--eval.dev")
 """Flags that a sweep sets itself."""
 RUN: Flags = ("-m", "experiments.rft")
 if sys.platform == "linux":
@@ -57,8 +45,6 @@ if sys.platform == "linux":
         "runpy.run_module('experiments.rft', run_name='__main__')",
     )
 """How a run is started."""
-STAGES = {"sft": "sft", "sft_continued": "sft, continued"}
-"""Rows that the first row's runs bring along, and what the table calls them."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +52,20 @@ class AblateConfig:
     """What to sweep."""
 
     sweep: Annotated[str, tyro.conf.Positional]
-    """The name of a sweep: variant, group_size, kl or reward."""
+    """The name of a sweep: variant, group_size, kl, reward, seeds, format, think, mode, exemplars,
+    stages, lora or negatives."""
     preset: str = "tiny"
     """What the rows change."""
     seeds: int = 3
     """Seeds of each row, from 0."""
-    jobs: int = 1
-    """Runs at a time, which share out the CPU cores: small models run faster so than one by one."""
+    jobs: int = 0
+    """Runs at a time, which share out the CPU cores: small models run faster so than one by one.
+    0: one a core where models are made from scratch on a CPU, else one."""
+    index: int | None = None
+    """Make this run only, as one of a job array, and no table: 0 to rows x seeds - 1, the rows of
+    seed 0 first."""
+    only_report: bool = False
+    """Make the table of what is finished, and no run."""
     out: Path | None = None
     """Folder of the runs; runs/ablate/SWEEP where none is given."""
     report: Path | None = None
@@ -83,13 +76,23 @@ class AblateConfig:
             raise ValueError(f"unknown sweep {self.sweep!r}; sweeps: {', '.join(SWEEPS)}")
         if self.preset not in PRESETS:
             raise ValueError(f"--preset {self.preset}: expected one of {', '.join(PRESETS)}")
-        for name in ("seeds", "jobs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: must be at least 1")
+        for name, least in (("seeds", 1), ("jobs", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} {getattr(self, name)}: must be at least {least}")
+        if self.index is not None and self.only_report:
+            raise ValueError("--index makes a run and --only-report none: give one of them")
 
     @property
     def folder(self) -> Path:
         return self.out or Path("runs") / "ablate" / self.sweep
+
+    @property
+    def num_workers(self) -> int:
+        """Runs at a time."""
+        if self.jobs:
+            return self.jobs
+        small = PRESETS[self.preset].model == FROM_SCRATCH and jax.default_backend() == "cpu"
+        return (os.cpu_count() or 1) if small else 1
 
 
 @dataclass(frozen=True)
@@ -133,12 +136,34 @@ class Job:
             return process.wait() == 0
 
     def log(self, sweep: Path) -> Path:
-        return sweep / "logs" / f"{self.row}-seed{self.seed}.log"
+        return sweep / "logs" / f"{folder_name(self.row)}-seed{self.seed}.log"
 
 
-def run_jobs(jobs: Sequence[Job], sweep: Path, num_workers: int) -> list[Job]:
-    """Runs what is not done, `num_workers` at a time -> those that failed. A row waits for the
-    first row of its seed, whose SFT model it starts from."""
+def folder_name(row: str) -> str:
+    """A row's name without what a shell would trip over."""
+    return re.sub(r"[^\w.=-]+", "_", row)
+
+
+def jobs_of(cfg: AblateConfig, sweep: Sweep, flags: Flags) -> list[Job]:
+    """The runs, in an order in which each finds what it starts from."""
+    jobs = []
+    for seed in range(cfg.seeds):
+        for row, changes in sweep.rows.items():
+            folder = cfg.folder / folder_name(row) / f"seed{seed}"
+            own = ("--eval.dev", "--seed", str(seed), "--out", str(folder))
+            args = (cfg.preset, *changes, *flags, *own)
+            if sweep.shares_sft and row == sweep.first:
+                args += ("--continue-sft",)
+            elif sweep.shares_sft:
+                first = cfg.folder / folder_name(sweep.first) / f"seed{seed}"
+                args += ("--init", str(first / "sft" / "model"))
+            jobs.append(Job(row, seed, folder, args))
+    return jobs
+
+
+def run_jobs(jobs: Sequence[Job], out: Path, num_workers: int, *, shares_sft: bool) -> list[Job]:
+    """Runs what is not done, `num_workers` at a time -> those that failed. Where SFT is shared, a
+    row waits for the first row of its seed."""
     shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
     for share in core_shares(num_workers):
         shares.put(share)
@@ -155,11 +180,11 @@ def run_jobs(jobs: Sequence[Job], sweep: Path, num_workers: int) -> list[Job]:
             return False
         print(f"[{number}/{len(jobs)}] {job.row}, seed {job.seed}", flush=True)
         try:
-            ended_well = job.run(sweep, cores)
+            ended_well = job.run(out, cores)
         finally:
             shares.put(cores)
         if not ended_well:
-            print(f"failed: {job.row}, seed {job.seed}: see {job.log(sweep)}", flush=True)
+            print(f"failed: {job.row}, seed {job.seed}: see {job.log(out)}", flush=True)
         return ended_well
 
     # A thread for each: waiting for a first row must not keep a first row waiting.
@@ -167,7 +192,8 @@ def run_jobs(jobs: Sequence[Job], sweep: Path, num_workers: int) -> list[Job]:
         firsts: dict[int, Future[bool]] = {}
         found = []
         for number, job in enumerate(jobs, 1):
-            found.append(pool.submit(work, number, job, firsts.get(job.seed)))
+            waits_for = firsts.get(job.seed) if shares_sft else None
+            found.append(pool.submit(work, number, job, waits_for))
             firsts.setdefault(job.seed, found[-1])
         try:
             return [job for job, future in zip(jobs, found, strict=True) if not future.result()]
@@ -186,125 +212,23 @@ def core_shares(num_workers: int) -> list[set[int]]:
     return [set(cores[i::num_workers]) for i in range(num_workers)]
 
 
-def jobs_of(cfg: AblateConfig, flags: Flags) -> list[Job]:
-    """The runs, in an order in which each finds what it starts from."""
-    first, *_ = SWEEPS[cfg.sweep]
-    jobs = []
-    for seed in range(cfg.seeds):
-        for row, changes in SWEEPS[cfg.sweep].items():
-            folder = cfg.folder / row / f"seed{seed}"
-            own = ("--eval.dev", "--seed", str(seed), "--out", str(folder))
-            args = (cfg.preset, *changes, *flags, *own)
-            if row == first:
-                args += ("--continue-sft",)
-            else:
-                args += ("--init", str(cfg.folder / first / f"seed{seed}" / "sft" / "model"))
-            jobs.append(Job(row, seed, folder, args))
-    return jobs
+def run_one(cfg: AblateConfig, sweep: Sweep, jobs: Sequence[Job]) -> bool:
+    """Whether the run that `--index` names is done, or ends well.
 
-
-@dataclass(frozen=True)
-class Found:
-    """What the runs of one row say."""
-
-    label: str
-    accuracy: Row
-    """On test authors."""
-    dev: list[tuple[float, float]]
-    """Accuracy on dev authors, the SFT model's and its own, for each seed."""
-    gain: tuple[float, float, float] | None
-    """Over the SFT model, on the test authors: mean, low, high."""
-    seconds: float
-    """Of training, a run."""
-
-
-def collect(runs: dict[str, list[Path]], first: str) -> list[Found]:
-    """The rows of runs that are finished; `runs` by row, of the same seeds each."""
-
-    def read(folders: Sequence[Path], judge: str) -> tuple[list[Pair], list[Prediction], str]:
-        judged = read_judged(folders)
-        condition = judged.own_condition
-        return judged.pairs, judged.predictions[judge, condition], condition
-
-    def test(row: str) -> list[Path]:
-        return [run / "evaluation" / "test" for run in runs[row]]
-
-    def dev(row: str, judge: str) -> list[float]:
-        found = [read([run / "evaluation" / "dev"], judge) for run in runs[row]]
-        return [summarize(predictions, pairs).mean for pairs, predictions, _ in found]
-
-    def seconds(row: str, stage: str) -> float:
-        times = [json.loads((run / "stages.json").read_text())[stage] for run in runs[row]]
-        return sum(times) / len(times)
-
-    start = dev(first, "sft")
-    _, of_sft, _ = read(test(first), "sft")
-    found = []
-    asked = [(label, first, stage) for stage, label in STAGES.items()]
-    for label, row, judge in [*asked, *((row, row, "rft") for row in runs)]:
-        pairs, predictions, condition = read(test(row), judge)
-        found.append(
-            Found(
-                label,
-                Row(label, condition, summarize(predictions, pairs)),
-                list(zip(start, dev(row, judge), strict=True)),
-                None if judge == "sft" else paired_difference(predictions, of_sft, pairs),
-                seconds(row, judge),
-            )
+    Raises:
+        ValueError: no such run, or the SFT model that it starts from is not there yet.
+    """
+    assert cfg.index is not None
+    if not 0 <= cfg.index < len(jobs):
+        raise ValueError(f"--index {cfg.index}: this sweep has runs 0 to {len(jobs) - 1}")
+    job, init = jobs[cfg.index], jobs[cfg.index].config.init
+    if init is not None and not init.is_dir():
+        firsts = [str(i) for i, job in enumerate(jobs) if job.row == sweep.first]
+        raise ValueError(
+            f"--index {cfg.index}: {job.row} starts from {init}, which is not there yet; run the "
+            f"first rows before the others: --index {', '.join(firsts)}"
         )
-    return found
-
-
-def dev_table(found: Sequence[Found]) -> str:
-    """Markdown: what each row gained, seed by seed."""
-    lines = [
-        "| | dev accuracy, SFT's -> its own, by seed | raised | test minus SFT [95 % interval] | "
-        "seconds |",
-        "| --- | --- | ---: | ---: | ---: |",
-    ]
-    for row in found:
-        if row.gain is None:
-            continue
-        by_seed = ", ".join(f"{a:.3f} -> {b:.3f}" for a, b in row.dev)
-        raised = sum(b > a for a, b in row.dev)
-        mean, low, high = row.gain
-        lines.append(
-            f"| {row.label} | {by_seed} | {raised} of {len(row.dev)} | "
-            f"{mean:+.3f} [{low:+.3f}, {high:+.3f}] | {row.seconds:.0f} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def write_table(cfg: AblateConfig, jobs: Sequence[Job], command: str) -> None:
-    """Prints and writes the table of the rows whose runs are all finished."""
-    first, *_ = SWEEPS[cfg.sweep]
-    done = [job for job in jobs if job.is_done()]
-    seeds = [job.seed for job in done if job.row == first]
-    if not seeds:
-        raise ValueError(f"{cfg.folder}: no run of {first}, which the others are compared with")
-    runs = {
-        row: [job.folder for job in done if job.row == row and job.seed in seeds]
-        for row in SWEEPS[cfg.sweep]
-    }
-    runs = {row: folders for row, folders in runs.items() if len(folders) == len(seeds)}
-    found = collect(runs, first)
-    folder = cfg.report or cfg.folder
-    rows = [row.accuracy for row in found]
-    folder.mkdir(parents=True, exist_ok=True)
-    accuracy_figure(rows, folder / "accuracy.png")
-    sections = {
-        "Gains": dev_table(found),
-        "Command": f"`{command}`",
-        "Provenance": f"```json\n{json.dumps(provenance(), indent=2)}\n```",
-        "Config of the first run": fenced(runs[first][0] / "config.json"),
-    }
-    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    title = f"{cfg.preset}, by {cfg.sweep.replace('_', ' ')}: unseen authors, {named}"
-    path = write_report(folder, title=title, rows=rows, sections=sections, figures=["accuracy.png"])
-    console = Console()
-    console.print(accuracy_table(rows))
-    print(dev_table(found))
-    print(f"report: {path}")
+    return not run_jobs([job], cfg.folder, 1, shares_sft=False)
 
 
 def main(args: Sequence[str]) -> None:
@@ -315,15 +239,32 @@ def main(args: Sequence[str]) -> None:
         cut = words.index("--")
         words, flags = words[:cut], tuple(words[cut + 1 :])
     cfg = cli.parse_flags(AblateConfig, "python -m experiments.ablate", words)
-    jobs = jobs_of(cfg, flags)
+    sweep = make_sweep(cfg.sweep, PRESETS[cfg.preset])
+    jobs = jobs_of(cfg, sweep, flags)
     for flag in flags:
         if flag.split("=")[0] in NOT_AFTER:
             raise ValueError(f"{flag}: the sweep sets it; give it none after --")
     for job in jobs:  # a flag that no run would take, or another's folder, is refused at once
         parse_run(PRESETS, "python -m experiments.ablate", job.args)
         job.is_done()
-    failed = run_jobs(jobs, cfg.folder, cfg.jobs)
-    write_table(cfg, jobs, shlex.join(["python", "-m", "experiments.ablate", *args]))
+    failed: list[Job] = []
+    if cfg.index is not None:
+        sys.exit(0 if run_one(cfg, sweep, jobs) else 1)
+    if not cfg.only_report:
+        failed = run_jobs(jobs, cfg.folder, cfg.num_workers, shares_sft=sweep.shares_sft)
+    runs = {
+        row: {job.seed: job.folder for job in jobs if job.row == row and job.is_done()}
+        for row in sweep.rows
+    }
+    report_sweep(
+        runs,
+        sweep,
+        title=f"{cfg.preset}, by {cfg.sweep.replace('_', ' ')}",
+        command=shlex.join(["python", "-m", "experiments.ablate", *args]),
+        out=cfg.report or cfg.folder,
+    )
+    for job in failed:
+        print(f"failed: {job.row}, seed {job.seed}: see {job.log(cfg.folder)}")
     if failed:
         sys.exit(1)
 

@@ -1,17 +1,18 @@
-"""Pairwise accuracy of a run's models and of scorers without a language model.
+"""The whole protocol: accuracy of a run's models and of scorers without a language model.
 
     python -m experiments.evaluate --run runs/tiny --json out.json
     python -m experiments.evaluate --run runs/tiny --data TEXTS.jsonl.gz --json out.json
 
 Every judge sees each pair in both orders, with the person's exemplars and, as the control, with a
-third author's. Without `--data` the pairs are the run's own, of authors that training never saw;
-with it, all authors of the file are paired. Predictions are kept: a second call scores only what is
-new.
+third author's; the trained ones also with other numbers of exemplars, and several times each, for
+votes. Without `--data` the pairs are the run's own: of authors that training never saw, of training
+authors' unseen texts, and of unseen domains; with it, all authors of the file are paired.
+Predictions are kept: a second call scores only what is new.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,13 +24,20 @@ from rich.progress import Progress
 
 from experiments.prepare import base_model, check_fit, judge_of
 from experiments.presets import RunConfig
-from experiments.report import WRONG_AUTHOR, find_rows
+from experiments.report import SETS, protocol, read_sets
 from experiments.synthesize import load_pairs, read_documents
 from persrm_jax import cli
 from persrm_jax.data.documents import Counts
-from persrm_jax.data.pairs import make_test_pairs, with_wrong_author
+from persrm_jax.data.pairs import make_test_pairs
 from persrm_jax.distributed import is_main, on_main
-from persrm_jax.evaluation.baselines import BASELINES, baseline_predictions
+from persrm_jax.evaluation.baselines import (
+    BASELINES,
+    WITHOUT_EXEMPLARS,
+    baseline_predictions,
+)
+from persrm_jax.evaluation.conditions import WRONG_AUTHOR, make_conditions
+from persrm_jax.evaluation.judge import JudgePairs
+from persrm_jax.evaluation.judged import Judged, in_main_table, read_judged
 from persrm_jax.evaluation.report import accuracy_table
 from persrm_jax.jsonl import read_records, write_records, write_text
 from persrm_jax.models.load import Model, load_model
@@ -39,18 +47,23 @@ from persrm_jax.types import Document, Pair
 
 
 def evaluate_run(cfg: RunConfig, run: RunFolder, mesh: Mesh) -> None:
-    """Scores the run's test authors, training authors' unseen texts, and if asked dev authors."""
+    """Scores the run's test authors, training authors' unseen texts, texts of unseen domains, and
+    if asked dev authors."""
+    with run.stage("evaluation"):
+        score_sets(cfg, run, mesh, run.path / "evaluation")
+
+
+def score_sets(cfg: RunConfig, run: RunFolder, mesh: Mesh, out: Path) -> None:
+    """Scores each set of the run's pairs, into `OUT/SET`."""
     documents = read_records(run.path / "documents.jsonl", Document)
-    sets = {
-        "test": load_pairs(run.path, "test"),
-        "seen": read_records(run.path / "pairs_seen.jsonl", Pair),
-    }
+    sets = {"test": load_pairs(run.path, "test")}
+    sets["seen"] = read_records(run.path / "pairs_seen.jsonl", Pair)
     if cfg.eval.dev:
         sets["dev"] = load_pairs(run.path, "dev")
-    with run.stage("evaluation"):
-        for name, pairs in sets.items():
-            folder = run.path / "evaluation" / name
-            score_pairs(cfg, run, pairs, documents, mesh, folder)
+    if (run.path / "pairs_elsewhere.jsonl").is_file():
+        sets["elsewhere"] = read_records(run.path / "pairs_elsewhere.jsonl", Pair)
+    for name, pairs in sets.items():
+        score_pairs(cfg, run, pairs, documents, mesh, out / name, whole=name == "test")
 
 
 def models_of(cfg: RunConfig, run: RunFolder, mesh: Mesh) -> dict[str, Callable[[], Model]]:
@@ -59,7 +72,7 @@ def models_of(cfg: RunConfig, run: RunFolder, mesh: Mesh) -> dict[str, Callable[
     loaders: dict[str, Callable[[], Model]] = {}
     if cfg.init is None:
         loaders["base"] = partial(base_model, cfg, run, mesh)
-    for stage in ("sft", "sft_continued", "rft"):
+    for stage in ("sft", "sft_continued", "sft_rejection", "rft"):
         if run.is_done(stage):
             loaders[stage] = partial(load_model, run.path / stage / "model", mesh, dtype)
     return loaders
@@ -72,43 +85,81 @@ def score_pairs(
     documents: Sequence[Document],
     mesh: Mesh,
     folder: Path,
+    *,
+    whole: bool = True,
 ) -> None:
-    """Writes `FOLDER/pairs.jsonl`, and each judge's predictions in each condition, unless there."""
+    """Writes `FOLDER/pairs.jsonl`, and each judge's predictions in each condition, unless there.
+
+    Args:
+        whole: also with the numbers of exemplars and the samples that `cfg.eval` asks for.
+    """
     if not pairs:
         return
+    counts = cfg.eval.exemplars if whole else ()
     # The control draws on all pairs, so that a few that are scored still find a third author.
-    wrong = with_wrong_author(pairs, cfg.seed)[: cfg.eval.max_pairs or None]
+    conditions = make_conditions(pairs, documents, counts, cfg.seed)
     pairs = list(pairs[: cfg.eval.max_pairs or None])
+    ids = {pair.pair_id for pair in pairs}
+    conditions = {c: [p for p in some if p.pair_id in ids] for c, some in conditions.items()}
     path = folder / "pairs.jsonl"
     if path.is_file() and read_records(path, Pair) != pairs:
         raise ValueError(f"{folder} holds predictions about other pairs: give another --out")
-    conditions = {
-        str(len(pairs[0].exemplars)): pairs,
-        WRONG_AUTHOR: wrong,
-    }
-    fit_texts = [d.text for d in documents if d.split == "train"]
-
-    def write_baselines() -> None:
-        write_records(folder / "pairs.jsonl", pairs)
-        for name in BASELINES:
-            for condition, shown in conditions.items():
-                path = folder / f"{name}.{condition}.jsonl"
-                if not path.exists():
-                    write_records(path, baseline_predictions(name, shown, fit_texts, condition))
-
-    on_main(write_baselines)
+    on_main(partial(_write_baselines, pairs, conditions, documents, folder))
+    own = str(len(pairs[0].exemplars))
     for name, load in models_of(cfg, run, mesh).items():
-        paths = {c: folder / f"{name}.{c}.jsonl" for c in conditions}
-        todo = {c: path for c, path in paths.items() if not path.exists()}
-        if not todo:
-            continue
-        model = load()
-        with Progress(disable=not is_main()) as bar:
-            task = bar.add_task(f"{folder.name}: {name:>13}", total=2 * len(pairs) * len(todo))
-            judge = judge_of(cfg, model, mesh, partial(bar.advance, task))
-            for condition, path in todo.items():
-                found = judge(model.params, conditions[condition], condition, name)
-                on_main(partial(write_records, path, found))
+        asked = {c: (some, 0) for c, some in conditions.items()}
+        if name == "base":
+            asked = {c: asked[c] for c in (own, WRONG_AUTHOR)}
+        elif whole and cfg.eval.samples:
+            asked[f"samples/{own}"] = (pairs, cfg.eval.samples)
+        _ask(cfg, name, load, mesh, asked, folder)
+
+
+def _write_baselines(
+    pairs: Sequence[Pair],
+    conditions: Mapping[str, Sequence[Pair]],
+    documents: Sequence[Document],
+    folder: Path,
+) -> None:
+    write_records(folder / "pairs.jsonl", pairs)
+    fit_texts = [d.text for d in documents if d.split == "train"]
+    own = str(len(pairs[0].exemplars))
+    for name in BASELINES:
+        for condition, shown in conditions.items():
+            if name in WITHOUT_EXEMPLARS and condition != own:
+                continue
+            path = folder / f"{name}.{condition}.jsonl"
+            if not path.exists():
+                write_records(path, baseline_predictions(name, shown, fit_texts, condition))
+
+
+def _ask(
+    cfg: RunConfig,
+    name: str,
+    load: Callable[[], Model],
+    mesh: Mesh,
+    asked: Mapping[str, tuple[Sequence[Pair], int]],
+    folder: Path,
+) -> None:
+    """Asks a model what it was not asked before: greedily, or for several samples."""
+    todo = {}
+    for condition, (pairs, samples) in asked.items():
+        where, _, last = condition.rpartition("/")
+        path = folder / where / f"{name}.{last}.jsonl"
+        if not path.exists():
+            todo[path] = (pairs, last, samples)
+    if not todo:
+        return
+    model = load()
+    with Progress(disable=not is_main()) as bar:
+        total = 2 * sum(len(pairs) * max(samples, 1) for pairs, _, samples in todo.values())
+        task = bar.add_task(f"{folder.name}: {name:>13}", total=total)
+        judges: dict[int, JudgePairs] = {}  # each compiles once
+        for path, (pairs, condition, samples) in todo.items():
+            if samples not in judges:
+                judges[samples] = judge_of(cfg, model, mesh, partial(bar.advance, task), samples)
+            found = judges[samples](model.params, pairs, condition, name)
+            on_main(partial(write_records, path, found))
 
 
 @dataclass(frozen=True)
@@ -118,9 +169,13 @@ class EvaluateConfig:
     run: Path
     """Folder of a finished run."""
     data: str | None = None
-    """`personas`, `embedded` or a documents file; without it, the run's own test authors."""
+    """`personas`, `embedded` or a documents file; without it, the run's own sets of pairs."""
+    exemplars: tuple[int, ...] = (0, 1, 2, 4, 8)
+    """Numbers of exemplars to show beside the run's own number."""
+    samples: int = 8
+    """Answers to each question for votes and mean scores (0: none)."""
     json: Path | None = None
-    """File for the table's rows."""
+    """File for the tables' rows."""
     out: Path | None = None
     """Folder for predictions; RUN/evaluation, or RUN/evaluation-NAME of the data."""
     max_pairs: int | None = None
@@ -135,35 +190,55 @@ def main(args: Sequence[str]) -> None:
     if not (asked.run / "config.json").is_file():
         raise ValueError(f"--run {asked.run}: holds no run; expected a folder with a config.json")
     cfg = read_config_file(asked.run / "config.json", RunConfig)
-    cfg = replace(cfg, mesh=asked.mesh)
+    wanted = replace(cfg.eval, exemplars=asked.exemplars, samples=asked.samples)
     if asked.max_pairs is not None:
-        cfg = replace(cfg, eval=replace(cfg.eval, max_pairs=asked.max_pairs))
+        wanted = replace(wanted, max_pairs=asked.max_pairs)
+    cfg = replace(cfg, mesh=asked.mesh, eval=wanted)
     mesh = make_mesh(cfg.mesh)
     check_fit(cfg)
-    run = RunFolder(asked.run, cfg, free=("mesh", "out", "eval.max_pairs"))
+    run = RunFolder(asked.run, cfg, free=("mesh", "out", "eval"))
     if not any(run.is_done(stage) for stage in ("sft", "rft")):
         raise ValueError(f"--run {asked.run}: no stage of training has finished in this run")
-    if asked.data is None:
-        documents = read_records(run.path / "documents.jsonl", Document)
-        pairs = load_pairs(run.path, "test")
-        folder = (asked.out or run.path / "evaluation") / "test"
-    else:
-        cfg = replace(cfg, data=asked.data)
-        documents = list(read_documents(cfg, Counts()))
-        pairs = make_test_pairs(documents, cfg.pairs, cfg.seed)
-        name = Path(asked.data).name.removesuffix(".gz").removesuffix(".jsonl")
-        folder = asked.out or run.path / f"evaluation-{name}"
-    if not pairs:
-        raise ValueError(f"--data {asked.data}: too few authors to make a pair of")
     with jax.set_mesh(mesh):
-        score_pairs(cfg, run, pairs, documents, mesh, folder)
-    rows = find_rows([folder])
-    Console().print(accuracy_table(rows))
+        if asked.data is None:
+            folder = asked.out or run.path / "evaluation"
+            score_sets(cfg, run, mesh, folder)
+            sets = read_sets([folder])
+        else:
+            folder = asked.out or run.path / f"evaluation-{_plain_name(asked.data)}"
+            _score_texts(replace(cfg, data=asked.data), run, mesh, folder)
+            sets = {SETS["test"]: read_judged([folder])}
+    _show(sets, asked, cfg)
+
+
+def _plain_name(data: str) -> str:
+    return Path(data).name.removesuffix(".gz").removesuffix(".jsonl")
+
+
+def _score_texts(cfg: RunConfig, run: RunFolder, mesh: Mesh, folder: Path) -> None:
+    """Scores pairs of all authors of other texts."""
+    documents = list(read_documents(cfg, Counts()))
+    pairs = make_test_pairs(documents, cfg.pairs, cfg.seed)
+    if not pairs:
+        raise ValueError(f"--data {cfg.data}: too few authors to make a pair of")
+    score_pairs(cfg, run, pairs, documents, mesh, folder)
+
+
+def _show(sets: Mapping[str, Judged], asked: EvaluateConfig, cfg: RunConfig) -> None:
+    """Prints the tables, and writes their rows."""
+    judged = sets[SETS["test"]]
+    rows = judged.rows()
+    console = Console()
+    console.print(accuracy_table([row for row in rows if in_main_table(row, judged.own_condition)]))
+    grids = protocol(sets)
+    for grid in grids:
+        console.print(grid.rich())
     if asked.json is not None:
         result = {
             "run": str(asked.run),
             "data": asked.data or cfg.data,
             "rows": [dataclasses.asdict(row) for row in rows],
+            "tables": [dataclasses.asdict(grid) for grid in grids],
         }
         write_text(asked.json, json.dumps(result, indent=2) + "\n")
         print(f"rows: in {asked.json}")

@@ -90,12 +90,18 @@ def check_fit(cfg: RunConfig) -> None:
 
 
 def judge_of(
-    cfg: RunConfig, model: Model, mesh: Mesh, advance: Callable[[int], object] = lambda done: None
+    cfg: RunConfig,
+    model: Model,
+    mesh: Mesh,
+    advance: Callable[[int], object] = lambda done: None,
+    samples: int = 0,
 ) -> JudgePairs:
-    """The model's decoder and tokenizer as a judge; its weights come with each call."""
+    """The model's decoder and tokenizer as a judge; its weights come with each call. It answers
+    greedily, or so many times each."""
     return make_judge(
         model.config,
         cfg.eval,
+        samples=samples,
         tokenizer=model.tokenizer,
         prompt=cfg.prompt,
         compute=cfg.compute,

@@ -79,6 +79,9 @@ class RunConfig:
     continue_sft: bool = False
     """Also train SFT on for as much compute as RFT takes: RFT's honest rival."""
 
+    rejection_sft: bool = False
+    """Also train SFT on for as much compute on its own right answers: another rival."""
+
     @property
     def folder(self) -> Path:
         return self.out or Path("runs") / self.preset
@@ -89,8 +92,16 @@ class RunConfig:
 TINY = RunConfig(
     preset="tiny",
     model="tiny",
-    personas=PersonaConfig(texts=64),
-    pairs=PairConfig(num_exemplars=1, num_train=4000, num_dev=400, num_test=400, num_seen=60),
+    personas=PersonaConfig(texts=64, elsewhere=32),
+    pairs=PairConfig(
+        num_exemplars=1,
+        num_train=4000,
+        num_dev=400,
+        num_test=400,
+        num_seen=60,
+        unseen_domains=("personas-elsewhere",),
+        num_elsewhere=60,
+    ),
     prompt=PromptConfig(template="compact", max_tokens=512),
     teacher=TeacherConfig(num_facts=5, both_orders=False),
     sft=SftConfig(
@@ -103,7 +114,7 @@ TINY = RunConfig(
     ),
     rft=RftConfig(
         steps=60,
-        prompts=32,
+        prompts=16,
         group_size=8,
         sampling=SamplingConfig(max_new_tokens=64, temperature=0.7),
         optimizer=OptimizerConfig(learning_rate=1.5e-4, schedule="cosine", warmup_steps=5),

@@ -5,8 +5,8 @@ python -m experiments.report runs/seed0 runs/seed1 runs/seed2 --out results/tiny
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -14,82 +14,32 @@ import tyro
 from rich.console import Console
 
 from persrm_jax import cli
+from persrm_jax.evaluation.conditions import WRONG_AUTHOR
+from persrm_jax.evaluation.judged import Judged, in_main_table, read_judged
 from persrm_jax.evaluation.report import (
-    Row,
     accuracy_figure,
     accuracy_table,
     curves_figure,
     markdown_table,
     write_report,
 )
-from persrm_jax.evaluation.statistics import paired_difference, summarize
-from persrm_jax.jsonl import read_records
-from persrm_jax.metrics import read_metrics
-from persrm_jax.types import Pair, Prediction
-
-JUDGES = (
-    "chance",
-    "length",
-    "char_ngrams",
-    "stylometry",
-    "topic_words",
-    "base",
-    "sft",
-    "sft_continued",
-    "rft",
+from persrm_jax.evaluation.statistics import paired_difference
+from persrm_jax.evaluation.tables import (
+    Grid,
+    by_calibration,
+    by_exemplars,
+    by_kind,
+    by_people,
+    by_votes,
 )
-"""Rows of a table, in order."""
-WRONG_AUTHOR = "wrong_author"
+from persrm_jax.metrics import read_metrics
 
-
-@dataclass(frozen=True)
-class Judged:
-    """Predictions of several runs by (judge, condition), and the pairs they are about."""
-
-    pairs: list[Pair]
-    predictions: dict[tuple[str, str], list[Prediction]]
-
-    def rows(self) -> list[Row]:
-        """A row for each judge and condition, in the order of `JUDGES`."""
-        keys = sorted(self.predictions, key=lambda key: (JUDGES.index(key[0]), key[1]))
-        return [
-            Row(judge, condition, summarize(self.predictions[judge, condition], self.pairs))
-            for judge, condition in keys
-        ]
-
-    @property
-    def own_condition(self) -> str:
-        """The number of exemplars."""
-        return next(c for _, c in self.predictions if c != WRONG_AUTHOR)
-
-
-def read_judged(folders: Sequence[Path]) -> Judged:
-    """Reads evaluation folders, one a run. Pairs of different runs are kept apart; so are made-up
-    personas, who are other people under each seed."""
-    pairs: list[Pair] = []
-    predictions: dict[tuple[str, str], list[Prediction]] = {}
-    for number, folder in enumerate(folders):
-        for pair in read_records(folder / "pairs.jsonl", Pair):
-            person = f"{number}/" if pair.domain == "personas" else ""
-            pairs.append(
-                replace(
-                    pair,
-                    pair_id=f"{number}/{pair.pair_id}",
-                    author=person + pair.author,
-                    rejected_author=person + pair.rejected_author,
-                )
-            )
-        for path in sorted(folder.glob("*.*.jsonl")):
-            judge, condition, _ = path.name.split(".")
-            found = predictions.setdefault((judge, condition), [])
-            for p in read_records(path, Prediction):
-                found.append(replace(p, pair_id=f"{number}/{p.pair_id}"))
-    return Judged(pairs, predictions)
-
-
-def find_rows(folders: Sequence[Path]) -> list[Row]:
-    """The table of evaluation folders."""
-    return read_judged(folders).rows()
+SETS = {
+    "test": "unseen authors",
+    "seen": "training authors, unseen texts",
+    "elsewhere": "unseen authors and domain",
+}
+"""Folders of an evaluation, and what the tables call them."""
 
 
 def comparisons(folders: Sequence[Path]) -> list[str]:
@@ -101,6 +51,7 @@ def comparisons(folders: Sequence[Path]) -> list[str]:
     asked = [
         ("rft minus sft", ("rft", k), ("sft", k)),
         ("rft minus sft continued with the same compute", ("rft", k), ("sft_continued", k)),
+        ("rft minus sft on its own right answers", ("rft", k), ("sft_rejection", k)),
         ("sft minus sft given a wrong author's exemplars", ("sft", k), ("sft", WRONG_AUTHOR)),
         ("rft minus rft given a wrong author's exemplars", ("rft", k), ("rft", WRONG_AUTHOR)),
     ]
@@ -108,13 +59,13 @@ def comparisons(folders: Sequence[Path]) -> list[str]:
     for words, first, second in asked:
         if not {first, second} <= everything.predictions.keys():
             continue
-        mean, low, high = paired_difference(
+        found = paired_difference(
             everything.predictions[first], everything.predictions[second], everything.pairs
         )
-        line = f"{words}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        line = f"{words}: {found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
         if len(seeds) > 1:
             each = [
-                paired_difference(s.predictions[first], s.predictions[second], s.pairs)[0]
+                paired_difference(s.predictions[first], s.predictions[second], s.pairs).mean
                 for s in seeds
             ]
             line += f"; by seed {', '.join(f'{d:+.3f}' for d in each)}"
@@ -122,13 +73,39 @@ def comparisons(folders: Sequence[Path]) -> list[str]:
     return lines
 
 
+def read_sets(folders: Sequence[Path]) -> dict[str, Judged]:
+    """What evaluations hold, by the name of the set; those that all of them have."""
+    found = {}
+    for name, words in SETS.items():
+        sets = [folder / name for folder in folders]
+        if all((folder / "pairs.jsonl").is_file() for folder in sets):
+            found[words] = read_judged(sets)
+    return found
+
+
+def protocol(sets: Mapping[str, Judged]) -> list[Grid]:
+    """The tables beside the main one, as far as the runs were asked for them."""
+    judged = sets[SETS["test"]]
+    grids = [
+        by_exemplars(judged.rows()),
+        by_kind(judged),
+        by_people(sets),
+        by_votes(judged),
+        by_calibration(judged),
+    ]
+    return [grid for grid in grids if grid is not None]
+
+
 def report_runs(runs: Sequence[Path], out: Path) -> None:
-    """Prints the table and writes `report.md`, `accuracy.png` and `curves.png` into `out`."""
+    """Prints the tables and writes `report.md`, `accuracy.png` and `curves.png` into `out`."""
     folders = [run / "evaluation" / "test" for run in runs]
     for folder in folders:
         if not (folder / "pairs.jsonl").is_file():
             raise ValueError(f"{folder.parent.parent}: this run has not been evaluated")
-    rows = find_rows(folders)
+    sets = read_sets([run / "evaluation" for run in runs])
+    judged = sets[SETS["test"]]
+    rows = [row for row in judged.rows() if in_main_table(row, judged.own_condition)]
+    grids = protocol(sets)
     differences = comparisons(folders)
     out.mkdir(parents=True, exist_ok=True)
     accuracy_figure(rows, out / "accuracy.png")
@@ -139,12 +116,10 @@ def report_runs(runs: Sequence[Path], out: Path) -> None:
         figures.append("curves.png")
     config = json.loads((runs[0] / "config.json").read_text(encoding="utf-8"))
     sections = {"Differences": "\n".join(f"- {line}" for line in differences)}
-    seen = [run / "evaluation" / "seen" for run in runs]
-    if all((folder / "pairs.jsonl").is_file() for folder in seen):
-        sections["Training authors, unseen texts"] = markdown_table(find_rows(seen))
+    sections |= {grid.title: grid.markdown() for grid in grids}
     if len(runs) > 1:
         sections["Each seed"] = "\n\n".join(
-            f"{_config(run)['seed']}:\n\n{markdown_table(find_rows([folder]))}"
+            f"{_config(run)['seed']}:\n\n{_main_table(folder)}"
             for run, folder in zip(runs, folders, strict=True)
         )
     sections["Time"] = "\n".join(f"- {_times(run)}" for run in runs)
@@ -155,6 +130,8 @@ def report_runs(runs: Sequence[Path], out: Path) -> None:
     path = write_report(out, title=title, rows=rows, sections=sections, figures=figures)
     console = Console()
     console.print(accuracy_table(rows))
+    for grid in grids:
+        console.print(grid.rich())
     for line in differences:
         console.print(line, highlight=False)
     for run in runs:
@@ -162,12 +139,17 @@ def report_runs(runs: Sequence[Path], out: Path) -> None:
     console.print(f"report: {path}", highlight=False)
 
 
+def _main_table(folder: Path) -> str:
+    judged = read_judged([folder])
+    return markdown_table([r for r in judged.rows() if in_main_table(r, judged.own_condition)])
+
+
 def _config(run: Path) -> dict[str, object]:
     return json.loads((run / "config.json").read_text(encoding="utf-8"))
 
 
 def _metrics(run: Path) -> list[dict[str, object]]:
-    stages = ("sft", "sft_continued", "rft")
+    stages = ("sft", "sft_continued", "sft_rejection", "rft")
     return [
         {"stage": stage, **row}
         for stage in stages

@@ -21,11 +21,11 @@ from experiments.evaluate import evaluate_run
 from experiments.prepare import base_model, dev_watch, prepare
 from experiments.presets import PRESETS, RunConfig, parse_run
 from experiments.report import report_runs
+from experiments.rivals import continued_sft, rejection_sft
 from experiments.sft import run_sft
-from experiments.synthesize import load_pairs, load_traces
+from experiments.synthesize import load_pairs
 from persrm_jax import cli
 from persrm_jax.checkpoint import Checkpoints
-from persrm_jax.data.batches import bucketed, encode_pairs, encode_traces
 from persrm_jax.distributed import on_main
 from persrm_jax.metrics import MetricsWriter
 from persrm_jax.models.load import Model, load_model, model_folder, save_model
@@ -35,9 +35,7 @@ from persrm_jax.training.loop import train
 from persrm_jax.training.optimizer import make_optimizer
 from persrm_jax.training.rft import make_rft_step
 from persrm_jax.training.rft_config import needs_reference
-from persrm_jax.training.sft import SftConfig
 from persrm_jax.training.step import init_state
-from persrm_jax.types import Trace
 
 
 def run_rft(cfg: RunConfig, run: RunFolder, start: Model, mesh: Mesh) -> None:
@@ -89,34 +87,6 @@ def run_rft(cfg: RunConfig, run: RunFolder, start: Model, mesh: Mesh) -> None:
         save_model(folder / "model", replace(start, params=merged))
 
 
-def matched_steps(cfg: RunConfig, model: Model, traces: Sequence[Trace], prompt_length: int) -> int:
-    """SFT steps that cost what RFT does, counted in token passes: a forward is one, a backward two.
-
-    RFT: prefill once a group, decode, forward for the reference and for the old policy, forward and
-    backward. SFT: forward and backward. Padding counts, since it is computed; a prompt that a
-    group shares counts once. (With
-    --rft.pack-length RFT computes less padding than is counted here, in the rival's favour.)
-    """
-    rows = encode_traces(traces, model.tokenizer, cfg.prompt)
-    length = cfg.sft.pack_length or bucketed(max(rows.lengths))
-    sft_step = 3 * cfg.sft.batch_size * length
-    new = cfg.rft.sampling.max_new_tokens
-    passes = 3 * cfg.rft.epochs + needs_reference(cfg.rft, cfg.loss) + (cfg.rft.updates_a_step > 1)
-    group = cfg.rft.group_size * new
-    shares = 1 if cfg.rft.shared_prefix else cfg.rft.group_size
-    step = cfg.rft.prompts * (prompt_length + group + passes * (shares * prompt_length + group))
-    return round(cfg.rft.steps * step / sft_step)
-
-
-def continued_sft(cfg: RunConfig, run: RunFolder, start: Model) -> SftConfig:
-    """SFT's config for the rival: the same optimizer, for as much compute as RFT."""
-    pairs = load_pairs(run.path, "train")
-    prompts = encode_pairs(pairs, [p.order for p in pairs], start.tokenizer, cfg.prompt)
-    length = bucketed(max(map(len, prompts)))
-    steps = matched_steps(cfg, start, load_traces(run.path), length)
-    return replace(cfg.sft, steps=steps, stop_accuracy=2.0, patience=0)
-
-
 def run_all(cfg: RunConfig) -> RunFolder:
     """Every stage that is not done, in order."""
     run, mesh = prepare(cfg)
@@ -133,6 +103,11 @@ def run_all(cfg: RunConfig) -> RunFolder:
             sft = continued_sft(cfg, run, start)
             # Another seed: fresh orders of the traces, not the batches that SFT began with.
             run_sft(cfg, run, start, mesh, stage="sft_continued", sft=sft, seed=cfg.seed + 1)
+        if cfg.rejection_sft and not run.is_done("sft_rejection"):
+            start = load_model(sft_folder(cfg, run), mesh, dtype)
+            sft, traces = rejection_sft(cfg, run, start, mesh)
+            stage = "sft_rejection"
+            run_sft(cfg, run, start, mesh, stage=stage, sft=sft, seed=cfg.seed, traces=traces)
         if not run.is_done("evaluation"):
             evaluate_run(cfg, run, mesh)
     on_main(lambda: report_runs([run.path], run.path))

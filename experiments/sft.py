@@ -29,6 +29,7 @@ from persrm_jax.training.loop import train
 from persrm_jax.training.optimizer import make_optimizer
 from persrm_jax.training.sft import SftConfig, make_sft_step
 from persrm_jax.training.step import init_state
+from persrm_jax.types import Trace
 
 
 def run_sft(
@@ -40,13 +41,15 @@ def run_sft(
     stage: str,
     sft: SftConfig,
     seed: int,
+    traces: Sequence[Trace] | None = None,
 ) -> None:
-    """Trains `start` on the run's traces and saves the model in `RUN/STAGE/model`."""
+    """Trains `start` on `traces`, the run's own where none are given, and saves the model in
+    `RUN/STAGE/model`."""
     folder = run.path / stage
     with run.stage(stage):
         key = jax.random.key(seed)
         trained, frozen = split(start.params, start.config, cfg.train, key, mesh)
-        rows = encode_traces(load_traces(run.path), start.tokenizer, cfg.prompt)
+        rows = encode_traces(traces or load_traces(run.path), start.tokenizer, cfg.prompt)
         step_fn = make_sft_step(
             rows,
             start.config,

@@ -5,8 +5,9 @@
         --writer minor=rules,mimic=local --max-pairs 200
 
 Writes `documents.jsonl`, `pairs.jsonl` (train, dev and test authors), `pairs_seen.jsonl` (unseen
-texts of training authors), `traces.jsonl`, what writers gave in `answers.jsonl`, and a data card
-into the run folder. A run that was cut off goes on where it was, and writes the same.
+texts of training authors), `pairs_elsewhere.jsonl` (domains that training never sees, if some are
+kept from it), `traces.jsonl`, what writers gave in `answers.jsonl`, and a data card into the run
+folder. A run that was cut off goes on where it was, and writes the same.
 """
 
 import hashlib
@@ -32,14 +33,14 @@ from persrm_jax.data.documents import Counts, make_documents
 from persrm_jax.data.embedded import load_embedded
 from persrm_jax.data.negatives import Negatives
 from persrm_jax.data.pair_files import write_pairs
-from persrm_jax.data.pairs import PairMaker
+from persrm_jax.data.pairs import PairMaker, make_elsewhere_pairs
 from persrm_jax.data.personas import make_personas
 from persrm_jax.data.sources import read_texts
 from persrm_jax.data.splits import eligible, split_sets
 from persrm_jax.data.taught import taught_traces
 from persrm_jax.data.traces import fit_teacher, make_traces
 from persrm_jax.distributed import initialize, on_main
-from persrm_jax.jsonl import iter_records, read_records, write_records
+from persrm_jax.jsonl import iter_records, read_records, record_line, write_records
 from persrm_jax.models.load import FROM_SCRATCH, load_tokenizer, model_folder
 from persrm_jax.runs import RunFolder
 from persrm_jax.sharding import make_mesh
@@ -53,6 +54,8 @@ _MEASURED = 5000
 """Documents that the stylometric teacher is fitted to, where there are more."""
 _CHECKED = 512
 PAIR_FILES = {"pairs.jsonl": ("train", "dev", "test"), "pairs_seen.jsonl": ("seen",)}
+UNSEEN = "documents_elsewhere.jsonl"
+"""Texts of domains that are kept from training."""
 UNFINISHED = ".partial"
 
 
@@ -90,10 +93,11 @@ def _synthesize(cfg: RunConfig, folder: Path, writers: Writers) -> None:
         corpus = _make_documents(cfg, folder, card)
         maker = PairMaker(corpus, split_sets(corpus, cfg.pairs, cfg.seed), cfg.pairs, cfg.seed)
         _make_pairs(cfg, folder, maker, writers, answers, card)
+        _make_elsewhere(cfg, folder, maker, card)
         _make_traces(cfg, folder, maker, writers, answers, card)
         tokenizer = _tokenizer(cfg, iter_records(_unfinished(folder, "traces.jsonl"), Trace))
-        for name in PAIR_FILES:
-            _check_lengths(iter_records(_unfinished(folder, name), Pair), tokenizer, cfg)
+        for path in sorted(folder.glob(f"pairs*{UNFINISHED}")):
+            _check_lengths(iter_records(path, Pair), tokenizer, cfg)
     except ValueError:
         for path in folder.glob(f"*{UNFINISHED}"):  # of no use; answers are
             path.unlink()
@@ -115,7 +119,10 @@ def _unfinished(folder: Path, name: str) -> Path:
 def _make_documents(cfg: RunConfig, folder: Path, card: Card) -> Corpus:
     path = _unfinished(folder, "documents.jsonl")
     new = path.with_name(f"new-{path.name}")
-    write_records(new, card.of_documents(read_documents(cfg, card.counts)))
+    read = read_documents(cfg, card.counts)
+    if cfg.pairs.unseen_domains:
+        read = _without_unseen(read, _unfinished(folder, UNSEEN), cfg.pairs.unseen_domains)
+    write_records(new, card.of_documents(read))
     if _digest(path) != _digest(new):  # other texts under the same name: no pair of theirs stays
         for name in PAIR_FILES:
             _unfinished(folder, name).unlink(missing_ok=True)
@@ -124,6 +131,38 @@ def _make_documents(cfg: RunConfig, folder: Path, card: Card) -> Corpus:
     card.of_corpus(corpus, len(eligible(corpus, cfg.pairs)))
     print(f"documents: {card.documents_line()}")
     return corpus
+
+
+def _without_unseen(
+    documents: Iterable[Document], away: Path, domains: Sequence[str]
+) -> Iterator[Document]:
+    """The documents to train on; those of unseen domains go to the file `away`."""
+    found, trained = set(), set()
+    with away.open("wb") as file:
+        for document in documents:
+            if document.domain in domains:
+                found.add(document.domain)
+                file.write(record_line(document).encode())
+            else:
+                trained.add(document.domain)
+                yield document
+    if missing := [domain for domain in domains if domain not in found]:
+        raise ValueError(
+            f"--pairs.unseen-domains {missing[0]}: no text is of this domain; "
+            f"there are {', '.join(sorted(found | trained))}"
+        )
+
+
+def _make_elsewhere(cfg: RunConfig, folder: Path, maker: PairMaker, card: Card) -> None:
+    """Pairs of unseen domains, by authors who are neither trained on nor selected by."""
+    if not cfg.pairs.unseen_domains:
+        return
+    known = {maker.corpus.names[a] for name in ("train", "dev") for a in maker.sets[name].people}
+    corpus = Corpus.open(_unfinished(folder, UNSEEN))
+    pairs = make_elsewhere_pairs(corpus, cfg.pairs, known, cfg.seed)
+    noted = card.of_pairs("pairs_elsewhere.jsonl", cfg.pairs.counts["elsewhere"], pairs)
+    write_records(_unfinished(folder, "pairs_elsewhere.jsonl"), noted)
+    print(f"pairs: {len(pairs):,} of {', '.join(cfg.pairs.unseen_domains)}, kept from training")
 
 
 def _digest(path: Path) -> str:

@@ -55,7 +55,7 @@ class Writers:
             ValueError: as `parse_writers`.
         """
         self.cfg, self.mesh = cfg, mesh
-        self.kinds = parse_writers(cfg.writer, cfg.pairs.negatives)
+        self.kinds = parse_writers(cfg.writer, cfg.pairs.all_kinds)
         self.by_name = cache(self._make)
 
     @property

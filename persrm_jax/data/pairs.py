@@ -6,7 +6,7 @@ and again after a run was cut off.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -16,7 +16,13 @@ from scipy import sparse
 
 from persrm_jax.data.copies import five_grams, is_near_copy
 from persrm_jax.data.corpus import Corpus
-from persrm_jax.data.splits import PairConfig, PairSet, held_out_set, split_sets
+from persrm_jax.data.splits import (
+    PairConfig,
+    PairSet,
+    elsewhere_set,
+    held_out_set,
+    split_sets,
+)
 from persrm_jax.data.topics import fit_topics, topic_vectors
 from persrm_jax.data.words import words_of
 from persrm_jax.types import WRITTEN, Document, NegativeType, Order, Pair
@@ -64,10 +70,27 @@ def make_pairs(documents: Sequence[Document], cfg: PairConfig, seed: int) -> Pai
 def make_test_pairs(documents: Sequence[Document], cfg: PairConfig, seed: int) -> list[Pair]:
     """`num_test` pairs of all authors alike: for texts that no training has seen. Kinds that have
     to be written are left out; where there is no other, pairs are of the same topic."""
-    kinds = tuple(kind for kind in cfg.negatives if kind not in WRITTEN)
-    cfg = replace(cfg, negatives=kinds or ("other_author_same_topic",))
+    cfg = _found_kinds(cfg)
     corpus = Corpus.of(documents)
     return PairMaker(corpus, [held_out_set(corpus, cfg)], cfg, seed).all("test")
+
+
+def make_elsewhere_pairs(
+    corpus: Corpus, cfg: PairConfig, known: Container[str], seed: int
+) -> list[Pair]:
+    """Pairs of texts of unseen domains, by authors who are not `known` from training.
+
+    Raises:
+        ValueError: as `elsewhere_set`.
+    """
+    cfg = _found_kinds(cfg)
+    return PairMaker(corpus, [elsewhere_set(corpus, cfg, known)], cfg, seed).all("elsewhere")
+
+
+def _found_kinds(cfg: PairConfig) -> PairConfig:
+    """Without the kinds that have to be written."""
+    kinds = tuple(kind for kind in cfg.kinds_of("test") if kind not in WRITTEN)
+    return replace(cfg, test_negatives=kinds or ("other_author_same_topic",))
 
 
 class PairMaker:
@@ -92,7 +115,7 @@ class PairMaker:
 
     def share(self) -> dict[str, Any]:
         """What another process makes the same pairs from."""
-        topical = "other_author_same_topic" in self.cfg.negatives
+        topical = "other_author_same_topic" in self.cfg.all_kinds
         return {
             "corpus": self.corpus,
             "sets": list(self.sets.values()),
@@ -122,7 +145,8 @@ class PairMaker:
         rng = np.random.default_rng([self.seed, *of.key, 0, block.start])
         orders: list[Order] = [("AB", "BA")[side] for side in rng.permutation(block.count) % 2]
         numbers = range(block.start, block.start + block.count)
-        kinds = [cfg.negatives[number % len(cfg.negatives)] for number in numbers]
+        in_turn = cfg.kinds_of(block.name)
+        kinds = [in_turn[number % len(in_turn)] for number in numbers]
         chosen = np.array(
             [rng.choice(of.candidates.of(a)) for a in self._turns(of, block).tolist()]
         )
@@ -141,7 +165,7 @@ class PairMaker:
     def deal(self, block: Block, pairs: Sequence[Pair]) -> list[Pair]:
         """A block's pairs with balanced sides: where some were left out, or kinds are several, they
         are dealt anew, of each kind as many chosen texts to A as to B."""
-        kinds = self.cfg.negatives
+        kinds = self.cfg.kinds_of(block.name)
         if len(pairs) == block.count and len(kinds) == 1:
             return list(pairs)
         rng = np.random.default_rng([self.seed, *self.sets[block.name].key, 2, block.start])

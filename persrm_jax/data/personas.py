@@ -5,6 +5,7 @@ all personas share, so that only style tells them apart. Habits are kept to most
 always: one text is evidence, not proof.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from persrm_jax.types import Document
 
 HABITS = ("exclaims", "contracts", "capitals", "hedges", "asks", "joins", "stresses")
 _KEPT = 0.95
+ELSEWHERE = "personas-elsewhere"
+"""The domain of texts on other topics."""
 
 _TOPICS = {
     "garden": ("the roses", "the pond", "the fence", "the herbs"),
@@ -24,6 +27,13 @@ _TOPICS = {
     "house": ("the roof", "the garage", "the sofa", "the paint"),
     "school": ("the exam", "the essay", "the library", "the lesson"),
 }
+_ELSEWHERE = {
+    "sea": ("the boat", "the harbour", "the net", "the island"),
+    "theatre": ("the stage", "the costume", "the curtain", "the script"),
+    "farm": ("the barn", "the tractor", "the sheep", "the orchard"),
+    "hospital": ("the doctor", "the ward", "the medicine", "the bandage"),
+}
+"""Topics that no text of the domain `personas` is about."""
 _CLAUSES = (
     "{I am} happy with {x}",
     "{I am} looking at {x}",
@@ -61,6 +71,8 @@ class PersonaConfig:
     """Texts of each person, half of them exemplars, half candidates."""
     clauses: int = 2
     """Statements a text makes."""
+    elsewhere: int = 0
+    """Further texts of each person, of the domain `personas-elsewhere`: on topics of their own."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_personas <= 2 ** len(HABITS):
@@ -71,24 +83,36 @@ class PersonaConfig:
 
 def make_personas(cfg: PersonaConfig, seed: int) -> list[Document]:
     """Generates every persona's texts. The same seed gives the same texts."""
-    rng = np.random.default_rng([seed, 1])
+    rng, elsewhere = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 11])
     combinations = rng.permutation(2 ** len(HABITS))
-    documents = []
+    documents: list[Document] = []
     for number in range(cfg.num_personas):
         code = int(combinations[number])
         habits = {name: bool(code >> bit & 1) for bit, name in enumerate(HABITS)}
-        for text_number in range(cfg.texts):
-            topic = list(_TOPICS)[int(rng.integers(len(_TOPICS)))]
-            documents.append(
-                Document(
-                    author=f"persona-{number:03d}",
-                    doc_id=f"persona-{number:03d}-{text_number:02d}",
-                    domain="personas",
-                    split="train" if text_number % 2 == 0 else "test",
-                    text=_write(habits, _TOPICS[topic], cfg.clauses, rng),
-                )
-            )
+        person = f"persona-{number:03d}"
+        documents += _texts(person, "personas", habits, _TOPICS, cfg.texts, cfg, rng)
+        documents += _texts(person, ELSEWHERE, habits, _ELSEWHERE, cfg.elsewhere, cfg, elsewhere)
     return documents
+
+
+def _texts(
+    person: str,
+    domain: str,
+    habits: dict[str, bool],
+    topics: Mapping[str, tuple[str, ...]],
+    count: int,
+    cfg: PersonaConfig,
+    rng: np.random.Generator,
+) -> Iterator[Document]:
+    for number in range(count):
+        topic = list(topics)[int(rng.integers(len(topics)))]
+        yield Document(
+            author=person,
+            doc_id=f"{person}-{'e' if domain == ELSEWHERE else ''}{number:02d}",
+            domain=domain,
+            split="train" if number % 2 == 0 else "test",
+            text=_write(habits, topics[topic], cfg.clauses, rng),
+        )
 
 
 def _write(

@@ -1,6 +1,6 @@
 """Which authors and texts are to train on, which to select by, and which to test on."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -19,6 +19,7 @@ _LEAST = {
     "num_dev": 0,
     "num_test": 0,
     "num_seen": 0,
+    "num_elsewhere": 0,
     "max_pairs": 0,
 }
 
@@ -31,6 +32,8 @@ class PairConfig:
     """Texts that show the person (k)."""
     negatives: tuple[NegativeType, ...] = ("other_author_same_topic",)
     """Kinds of rejected text, in equal parts."""
+    test_negatives: tuple[NegativeType, ...] = ()
+    """Kinds in the pairs that are not trained on, where they differ."""
     num_train: int = 2000
     """Pairs of training authors."""
     num_dev: int = 100
@@ -39,6 +42,10 @@ class PairConfig:
     """Pairs of test authors, whom training never sees."""
     num_seen: int = 100
     """Pairs of training authors with texts that training never sees."""
+    unseen_domains: tuple[str, ...] = ()
+    """Domains whose texts are kept from training, to test on."""
+    num_elsewhere: int = 100
+    """Pairs of those texts, by authors whom training never sees."""
     dev_share: float = 0.15
     """Share of authors held out for selection."""
     test_share: float = 0.3
@@ -56,6 +63,15 @@ class PairConfig:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--pairs.{flag} {getattr(self, name)}: must be at least {least}")
 
+    def kinds_of(self, name: str) -> tuple[NegativeType, ...]:
+        """Kinds of rejected text in a set."""
+        return self.negatives if name == "train" else self.test_negatives or self.negatives
+
+    @property
+    def all_kinds(self) -> tuple[NegativeType, ...]:
+        """Of any set."""
+        return tuple(dict.fromkeys((*self.negatives, *self.test_negatives)))
+
     @property
     def counts(self) -> dict[str, int]:
         """Pairs of each set."""
@@ -64,6 +80,7 @@ class PairConfig:
             "dev": self.num_dev,
             "test": self.num_test,
             "seen": self.num_seen,
+            "elsewhere": self.num_elsewhere if self.unseen_domains else 0,
         }
         whole = sum(asked.values())
         if not self.max_pairs or whole <= self.max_pairs:
@@ -149,6 +166,24 @@ def held_out_set(corpus: Corpus, cfg: PairConfig) -> PairSet:
     """All authors alike, for texts that no training has seen."""
     chosen = np.isin(corpus.author, eligible(corpus, cfg))
     return _pair_set(corpus, chosen, "test", "test", cfg.num_test, (3, 2))
+
+
+def elsewhere_set(corpus: Corpus, cfg: PairConfig, known: Container[str]) -> PairSet:
+    """The authors of a corpus of unseen domains who are not `known` from training.
+
+    Raises:
+        ValueError: fewer than two.
+    """
+    authors = [int(a) for a in eligible(corpus, cfg) if corpus.names[a] not in known]
+    if len(authors) < 2:
+        raise ValueError(
+            f"--pairs.unseen-domains {' '.join(cfg.unseen_domains)}: {len(authors)} of "
+            f"{len(corpus.names)} authors have enough texts there and are not trained on; at "
+            "least 2 are needed"
+        )
+    chosen = np.isin(corpus.author, authors)
+    count = cfg.counts["elsewhere"]
+    return _pair_set(corpus, chosen, "elsewhere", "test", count, (9,))
 
 
 def _pair_set(

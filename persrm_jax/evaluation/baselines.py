@@ -83,6 +83,19 @@ def length(pairs: Sequence[Pair], fit_texts: Sequence[str]) -> Scores:
     return scores
 
 
+def longer(pairs: Sequence[Pair], fit_texts: Sequence[str]) -> Scores:
+    """10 times a text's share of the words of both."""
+    del fit_texts  # Nothing to fit.
+    words = [[len(text.split()) for text in (pair.chosen, pair.rejected)] for pair in pairs]
+    counts = np.array(words, np.float64).reshape(len(pairs), 2)
+    return 10 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+
+def shorter(pairs: Sequence[Pair], fit_texts: Sequence[str]) -> Scores:
+    """10 minus `longer`'s."""
+    return 10 - longer(pairs, fit_texts)
+
+
 def chance(pairs: Sequence[Pair], fit_texts: Sequence[str]) -> Scores:
     """Always a tie, which counts one half."""
     del fit_texts  # Nothing to fit.
@@ -94,8 +107,12 @@ BASELINES: dict[str, Callable[[Sequence[Pair], Sequence[str]], Scores]] = {
     "stylometry": stylometry,
     "topic_words": topic_words,
     "length": length,
+    "longer": longer,
+    "shorter": shorter,
     "chance": chance,
 }
+WITHOUT_EXEMPLARS = ("longer", "shorter", "chance")
+"""Those that look at the candidates alone: every condition is the same to them."""
 
 
 def baseline_predictions(

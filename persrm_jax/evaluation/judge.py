@@ -1,7 +1,7 @@
 """A model's verdicts on pairs, in both orders."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 from jax.sharding import Mesh
@@ -36,8 +36,24 @@ class EvalConfig:
     """Evaluate only the first so many pairs (0: all)."""
     max_dev_pairs: int = 64
     """Pairs of dev authors for the evaluations during training."""
+    exemplars: tuple[int, ...] = ()
+    """Numbers of exemplars to show beside the pairs' own number: 0, or more of the author's."""
+    samples: int = 0
+    """Also draw so many answers to each question, for votes and mean scores (0: none)."""
+    sample_temperature: float = 0.7
+    """Of those answers."""
     dev: bool = False
     """Score all pairs of dev authors too after training: what a choice between runs may look at."""
+
+    def __post_init__(self) -> None:
+        if self.exemplars and min(self.exemplars) < 0:
+            raise ValueError(f"--eval.exemplars {min(self.exemplars)}: must be 0 or more")
+        if self.samples < 0:
+            raise ValueError(f"--eval.samples {self.samples}: must be 0 or more")
+        if self.sample_temperature <= 0:
+            raise ValueError(
+                f"--eval.sample-temperature {self.sample_temperature}: must be above 0"
+            )
 
 
 JudgePairs = Callable[[Params, Sequence[Pair], str, str], list[Prediction]]
@@ -52,17 +68,22 @@ def make_judge(
     compute: ComputeConfig,
     seed: int,
     mesh: Mesh,
+    samples: int = 0,
     advance: Callable[[int], object] = lambda done: None,
 ) -> JudgePairs:
     """Returns judge(params, pairs, condition, label) -> predictions, each pair in both orders.
 
     Args:
+        samples: answers that are drawn to each question; 0: one, as `cfg.sampling` has it.
         advance: told after each batch how many judgements it held.
     """
+    sampling = cfg.sampling
+    if samples:
+        sampling = replace(sampling, temperature=cfg.sample_temperature)
     generate = make_generate(
         model,
-        cfg.sampling,
-        ending=judge_ending(cfg.sampling, tokenizer, prompt),
+        sampling,
+        ending=judge_ending(sampling, tokenizer, prompt),
         compute=compute,
     )
     sharding = batch_sharding(mesh)
@@ -70,7 +91,8 @@ def make_judge(
     def judge(
         params: Params, pairs: Sequence[Pair], condition: str, label: str
     ) -> list[Prediction]:
-        asked = [(pair, order) for pair in pairs for order in BOTH_ORDERS]
+        turns = range(max(samples, 1))
+        asked = [(pair, order) for _ in turns for pair in pairs for order in BOTH_ORDERS]
         prompts = encode_pairs([p for p, _ in asked], [o for _, o in asked], tokenizer, prompt)
         # Prompts of like length share a batch, so that little is padding.
         by_length = sorted(range(len(asked)), key=lambda i: len(prompts[i]))
@@ -92,7 +114,7 @@ def make_judge(
         if prompt.answer == "score":  # an order's neighbour shows the pair's other text
             parsed = [compare(parsed[i], parsed[i ^ 1]) for i in range(len(asked))]
         return [
-            _predict(judgement, *answers[i], *asked[i], condition, label)
+            _predict(judgement, *answers[i], *asked[i], i // (2 * len(pairs)), condition, label)
             for i, judgement in enumerate(parsed)
         ]
 
@@ -102,6 +124,7 @@ def make_judge(
         length: int,
         pair: Pair,
         order: Order,
+        sample: int,
         condition: str,
         label: str,
     ) -> Prediction:
@@ -111,7 +134,7 @@ def make_judge(
             condition=condition,
             model=label,
             seed=seed,
-            sample=0,
+            sample=sample,
             score_a=judgement.score_a if judgement else None,
             score_b=judgement.score_b if judgement else None,
             verdict=judgement.verdict if judgement else None,

@@ -120,7 +120,7 @@ def accuracy_figure(rows: Sequence[Row], path: Path) -> None:
             markersize=5,
             linewidth=1.6,
             color=colors[condition],
-            label=_condition_phrase(condition),
+            label=condition_phrase(condition),
             zorder=2,
         )
     axes.set_yticks(range(len(labels)), labels)
@@ -230,7 +230,10 @@ def _condition_rank(condition: str) -> tuple[bool, int, str]:
     return (not condition.isdigit(), int(condition) if condition.isdigit() else 0, condition)
 
 
-def _condition_phrase(condition: str) -> str:
+def condition_phrase(condition: str, *, short: bool = False) -> str:
+    """A number of exemplars, or `wrong_author`, in words."""
+    if condition.isdigit() and short:
+        return f"k = {condition}"
     if condition.isdigit():
         return f"{condition} exemplar{'' if condition == '1' else 's'}"
     return condition.replace("_", " ")

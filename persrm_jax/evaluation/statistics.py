@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -36,6 +37,19 @@ class Accuracy:
     where no pair was judged in both orders."""
     both_right: float | None
     """Share of pairs judged right in both orders; None as above."""
+
+
+class Difference(NamedTuple):
+    """One judge's accuracy minus another's on the same pairs."""
+
+    mean: float
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    """Upper end of the 95 % interval."""
+    p: float
+    """Two-sided, from the same draws: twice the smaller share of them on one side of zero, zero
+    itself on both."""
 
 
 def judgement_credit(prediction: Prediction) -> float:
@@ -91,8 +105,8 @@ def paired_difference(
     *,
     num_resamples: int = 2000,
     seed: int = 0,
-) -> tuple[float, float, float]:
-    """Accuracy of `first` minus that of `second` on the same pairs: (mean, low, high).
+) -> Difference:
+    """Accuracy of `first` minus that of `second` on the same pairs.
 
     The bootstrap of `summarize`, on per-pair differences; the judges may differ in condition, and
     in the number of samples and seeds.
@@ -105,8 +119,26 @@ def paired_difference(
         raise ValueError(f"cannot compare: {unshared} pairs were judged by only one of the two")
     judged = _find_pairs(first_credits, pairs)
     values = np.array([first_credits[p.pair_id] - second_credits[p.pair_id] for p in judged])
-    low, high = bootstrap_interval(values, judged, num_resamples=num_resamples, seed=seed)
-    return float(values.mean()), low, high
+    means = bootstrap_means(values, judged, num_resamples=num_resamples, seed=seed)
+    low, high = np.quantile(means, INTERVAL)
+    # Counted with the sample itself, so that no finite number of draws makes p zero.
+    below, above = (1 + np.sum(means <= 0)), (1 + np.sum(means >= 0))
+    p = min(2 * float(min(below, above)) / (num_resamples + 1), 1.0)
+    return Difference(float(values.mean()), float(low), float(high), p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Each p adjusted for being one of several: below .05 where Holm's procedure (1979, "A simple
+    sequentially rejective multiple test procedure") rejects at a family-wise error of 5 %.
+
+    The i-th smallest of m, i from 0, becomes the largest of (m - j) p_j over j <= i, at most 1.
+    """
+    adjusted = [1.0] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, (len(p_values) - rank) * p_values[i])
+        adjusted[i] = min(largest, 1.0)
+    return adjusted
 
 
 def bootstrap_interval(
@@ -116,7 +148,20 @@ def bootstrap_interval(
     num_resamples: int,
     seed: int,
 ) -> tuple[float, float]:
-    """95 % interval of the mean of per-pair `values`, by resampling the authors of both texts.
+    """95 % interval of the mean of per-pair `values`: quantiles of `bootstrap_means`."""
+    means = bootstrap_means(values, pairs, num_resamples=num_resamples, seed=seed)
+    low, high = np.quantile(means, INTERVAL)
+    return float(low), float(high)
+
+
+def bootstrap_means(
+    values: Float[np.ndarray, " num_pairs"],
+    pairs: Sequence[Pair],
+    *,
+    num_resamples: int,
+    seed: int,
+) -> Float[np.ndarray, " num_resamples"]:
+    """Means of per-pair `values` under resampling of the authors of both texts.
 
     Two-way pigeonhole bootstrap (Owen 2007, "The pigeonhole bootstrap"), with one set of authors on
     both ways: draw as many authors as there are, with replacement, and let m_a be how often a was
@@ -145,8 +190,7 @@ def bootstrap_interval(
         draws = rng.multinomial(num_authors, np.full(num_authors, 1 / num_authors), num_resamples)
         total, weight = alone @ draws.T + ((draws @ joint) * draws).sum(-1)
         means = np.concatenate([means, total[weight > 0] / weight[weight > 0]])
-    low, high = np.quantile(means[:num_resamples], INTERVAL)
-    return float(low), float(high)
+    return means[:num_resamples]
 
 
 def _people(pair: Pair) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import pytest
 
 from persrm_jax.evaluation.statistics import (
     bootstrap_interval,
+    holm,
     judgement_credit,
     paired_difference,
     summarize,
@@ -202,10 +203,10 @@ def test_paired_difference_is_of_pairs_not_of_means() -> None:
     pairs = [make_pair(f"p{i}", f"author {i}", f"author {(i + 1) % 20}") for i in range(20)]
     first = [row for i in range(20) for row in both_orders(f"p{i}", right=i % 2 == 0)]
     second = [row for i in range(20) for row in both_orders(f"p{i}", right=i % 4 == 0)]
-    mean, low, high = paired_difference(first, second, pairs)
+    mean, low, high, p = paired_difference(first, second, pairs)
     assert mean == pytest.approx(0.25)
     assert 0 <= low < mean < high
-    assert paired_difference(first, first, pairs) == (0.0, 0.0, 0.0)
+    assert paired_difference(first, first, pairs) == (0.0, 0.0, 0.0, 1.0)
     assert paired_difference(second, first, pairs)[0] == pytest.approx(-0.25)
 
 
@@ -232,3 +233,21 @@ def test_bad_input_is_named() -> None:
         paired_difference(rows, both_orders("p2", right=True), pairs)
     with pytest.raises(ValueError, match="num_resamples"):
         summarize(rows, pairs, num_resamples=0)
+
+
+def test_holm_by_hand() -> None:
+    # Sorted .01, .02, .03, .5: 4 x .01, 3 x .02, 2 x .03 and 1 x .5; .03 is not below .02's.
+    assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_p_says_on_which_side_of_zero_the_draws_fall() -> None:
+    pairs = [make_pair(f"p{i}", f"a{i}", f"b{i}") for i in range(40)]
+    right = [row for i in range(40) for row in both_orders(f"p{i}", right=True)]
+    half = [row for i in range(40) for row in both_orders(f"p{i}", right=i % 2 == 0)]
+    better = paired_difference(right, half, pairs)
+    assert better.low > 0 and better.p == pytest.approx(2 / 2001)
+    assert paired_difference(half, right, pairs).p == better.p
+    other = [row for i in range(40) for row in both_orders(f"p{i}", right=i % 2 == 1)]
+    assert paired_difference(other, half, pairs).p > 0.5

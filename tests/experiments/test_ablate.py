@@ -7,17 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.ablate import (
-    SWEEPS,
-    AblateConfig,
-    collect,
-    core_shares,
-    dev_table,
-    jobs_of,
-    main,
-    run_jobs,
-)
+from experiments.ablate import AblateConfig, core_shares, jobs_of, main, run_jobs
 from experiments.presets import PRESETS, parse_run
+from experiments.sweep_report import Compared, collect, differences, gains
+from experiments.sweeps import RFT_ALONE, SWEEPS, Sweep, make_sweep
+from persrm_jax.evaluation.statistics import Difference
 from persrm_jax.jsonl import write_records
 from persrm_jax.types import Order, Pair, Prediction, right_verdict
 
@@ -29,13 +23,14 @@ TINIEST = (
 ).split()
 
 
-@pytest.mark.parametrize("sweep", SWEEPS)
-def test_every_row_is_a_run_that_starts_from_the_first_rows_sft(sweep: str, tmp_path: Path) -> None:
-    cfg = AblateConfig(sweep, seeds=2, out=tmp_path)
-    jobs = jobs_of(cfg, ("--rft.steps", "7"))
-    first, *others = SWEEPS[sweep]
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_row_is_a_run_of_its_own(name: str, tmp_path: Path) -> None:
+    seeds = 2 if name == "reward" else 1  # each run's flags take a while to read
+    cfg = AblateConfig(name, seeds=seeds, out=tmp_path)
+    sweep = make_sweep(name, PRESETS["tiny"])
+    jobs = jobs_of(cfg, sweep, ("--rft.steps", "7"))
     assert [(job.seed, job.row) for job in jobs] == [
-        (seed, row) for seed in (0, 1) for row in (first, *others)
+        (seed, row) for seed in range(seeds) for row in sweep.rows
     ]
     made = [parse_run(PRESETS, "prog", job.args) for job in jobs]
     assert len({str(replace(run, out=None, init=None, continue_sft=False)) for run in made}) == len(
@@ -43,9 +38,36 @@ def test_every_row_is_a_run_that_starts_from_the_first_rows_sft(sweep: str, tmp_
     ), "no two rows are alike"
     for job, run in zip(jobs, made, strict=True):
         assert (run.seed, run.out, run.rft.steps, run.eval.dev) == (job.seed, job.folder, 7, True)
-        start = tmp_path / first / f"seed{job.seed}" / "sft" / "model"
-        assert run.init == (None if job.row == first else start)
-        assert run.continue_sft == (job.row == first)
+        start = jobs[job.seed * len(sweep.rows)].folder / "sft" / "model"
+        shares = sweep.shares_sft and job.row != sweep.first
+        assert run.init == (start if shares else None)
+        if sweep.shares_sft:
+            assert run.continue_sft == (job.row == sweep.first)
+
+
+def test_each_kind_is_left_out_once_and_all_are_tested() -> None:
+    pairs = replace(PRESETS["tiny"].pairs, negatives=("minor", "other_author", "random"))
+    rows = make_sweep("negatives", replace(PRESETS["tiny"], pairs=pairs)).rows
+    assert list(rows) == ["all kinds", "without minor", "without other_author", "without random"]
+    for row, flags in rows.items():
+        run = parse_run(PRESETS, "prog", flags)
+        assert run.pairs.kinds_of("test") == pairs.negatives
+        left_out = row.removeprefix("without ")
+        assert run.pairs.kinds_of("train") == tuple(k for k in pairs.negatives if k != left_out)
+
+
+def test_one_of_a_job_array(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    args = ["kl", "--seeds", "2", "--out", str(tmp_path)]
+    with pytest.raises(ValueError, match="--index 8: this sweep has runs 0 to 7"):
+        main([*args, "--index", "8"])
+    with pytest.raises(ValueError, match="run the first rows before the others: --index 0, 4"):
+        main([*args, "--index", "5"])
+    with pytest.raises(SystemExit) as stopped:
+        main([*args, "--index", "4", "--", "--data", str(tmp_path / "none.jsonl")])
+    assert stopped.value.code == 1
+    assert "failed: kl=1e-3, seed 1" in capfd.readouterr().out
+    with pytest.raises(ValueError, match="no run of kl=1e-3 is finished"):
+        main([*args, "--only-report"])
 
 
 def test_workers_share_out_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,8 +81,9 @@ def test_a_run_that_fails_is_named_and_rows_that_need_it_wait_in_vain(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     cfg = AblateConfig("kl", seeds=1, jobs=2, out=tmp_path)
-    jobs = jobs_of(cfg, ("--data", str(tmp_path / "none.jsonl")))
-    assert run_jobs(jobs, cfg.folder, 2) == jobs
+    flags = ("--data", str(tmp_path / "none.jsonl"))
+    jobs = jobs_of(cfg, make_sweep("kl", PRESETS["tiny"]), flags)
+    assert run_jobs(jobs, cfg.folder, 2, shares_sft=True) == jobs
     said = capfd.readouterr().out
     assert (
         said.count("seed 0") == 2
@@ -102,37 +125,67 @@ def _run(folder: Path, seconds: float, credits: dict[str, dict[str, list[int]]])
 
 def test_the_table_by_hand(tmp_path: Path) -> None:
     """Right counts 1, a tie one half."""
-    runs: dict[str, list[Path]] = {"grpo": [], "rloo": []}
+    runs: dict[str, dict[int, Path]] = {"grpo": {}, "rloo": {}, "unfinished": {}}
     for seed, gained in enumerate([1, 0]):
         sets = {
             "test": {"sft": [1, 0], "sft_continued": [1, 1], "rft": [1, gained]},
             "dev": {"sft": [1, 0, 0, 0], "sft_continued": [1, 1, 0, 0], "rft": [1, gained, 0, 0]},
         }
-        runs["grpo"].append(_run(tmp_path / "grpo" / f"seed{seed}", 10.0 + seed, sets))
+        runs["grpo"][seed] = _run(tmp_path / "grpo" / f"seed{seed}", 10.0 + seed, sets)
         alone = {name: {"rft": [1] * len(judges["sft"])} for name, judges in sets.items()}
-        runs["rloo"].append(_run(tmp_path / "rloo" / f"seed{seed}", 20.0, alone))
-    found = collect(runs, "grpo")
+        runs["rloo"][seed] = _run(tmp_path / "rloo" / f"seed{seed}", 20.0, alone)
+    sweep = Sweep({"grpo": (), "rloo": (), "unfinished": ()}, shares_sft=True)
+    found = collect(runs, sweep)
     assert [row.label for row in found] == ["sft", "sft, continued", "grpo", "rloo"]
     assert [row.accuracy.accuracy.mean for row in found] == [0.75, 1.0, 0.875, 1.0]
-    gains = [None if row.gain is None else row.gain[0] for row in found]
-    assert gains == [None, 0.25, 0.125, 0.25]
+    over_sft = [row.over_sft for row in found]
+    assert [c and c.whole.mean for c in over_sft] == [None, 0.25, 0.125, 0.25]
+    assert [c and c.by_seed for c in over_sft] == [None, [0.25, 0.25], [0.25, 0.0], [0.25, 0.25]]
+    assert [row.over_first and row.over_first.by_seed for row in found] == [
+        None,
+        None,
+        None,
+        [0.0, 0.25],
+    ]
     assert [row.dev for row in found[1:]] == [
         [(0.625, 0.75)] * 2,
         [(0.625, 0.75), (0.625, 0.625)],
         [(0.625, 1.0)] * 2,
     ]
     assert [row.seconds for row in found] == [1.0, 2.0, 10.5, 20.0]
-    table = dev_table(found)
+    table = gains(found).markdown()
     assert "| grpo | 0.625 -> 0.750, 0.625 -> 0.625 | 1 of 2 | +0.125" in table
     assert "| rloo | 0.625 -> 1.000, 0.625 -> 1.000 | 2 of 2 | +0.250" in table
     assert table.count("\n") == 5
+    beside = differences(found, "grpo")
+    assert beside is not None and [row[0] for row in beside.rows] == ["rloo"]
+    assert beside.rows[0][1].startswith("+0.125") and beside.rows[0][3] == "no"
+
+
+def test_only_what_all_seeds_and_holm_agree_on_is_real() -> None:
+    whole = Difference(0.1, 0.05, 0.15, 0.01)
+    assert Compared(whole, [0.1, 0.2], p=0.04).is_real
+    assert not Compared(whole, [0.1, -0.01], p=0.04).is_real
+    assert not Compared(whole, [0.1, 0.2], p=0.06).is_real
+
+
+def test_runs_on_other_pairs_are_not_compared(tmp_path: Path) -> None:
+    sets = {name: {"sft": [1, 0], "rft": [1, 1]} for name in ("test", "dev")}
+    more = {name: {"sft": [1, 0, 1], "rft": [1, 1, 1]} for name in ("test", "dev")}
+    runs = {
+        "k=1": {0: _run(tmp_path / "a", 1.0, sets)},
+        "k=2": {0: _run(tmp_path / "b", 1.0, more)},
+    }
+    found = collect(runs, Sweep({"k=1": (), "k=2": ()}, shares_sft=False))
+    assert [row.label for row in found] == ["sft", "k=1", "k=2"]
+    assert found[2].over_first is None and found[2].over_sft is not None
 
 
 @pytest.mark.slow
 def test_a_sweep_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rows; done runs are not run again."""
-    rows = {name: SWEEPS["variant"][name] for name in ("grpo", "rloo")}
-    monkeypatch.setitem(SWEEPS, "variant", rows)
+    rows = {name: RFT_ALONE["variant"][name] for name in ("grpo", "rloo")}
+    monkeypatch.setitem(RFT_ALONE, "variant", rows)
     args = ["variant", "--seeds", "1", "--jobs", "2", "--out", str(tmp_path), "--", *TINIEST]
     main(args)
     report = (tmp_path / "report.md").read_text()
