@@ -27,6 +27,7 @@ from experiments.presets import RunConfig
 from experiments.report import SETS, protocol, read_sets
 from experiments.synthesize import load_pairs, read_documents
 from persrm_jax import cli
+from persrm_jax.data.batches import encode_pairs
 from persrm_jax.data.documents import Counts
 from persrm_jax.data.pairs import make_test_pairs
 from persrm_jax.distributed import is_main, on_main
@@ -40,21 +41,25 @@ from persrm_jax.evaluation.judge import JudgePairs
 from persrm_jax.evaluation.judged import Judged, in_main_table, read_judged
 from persrm_jax.evaluation.report import accuracy_table
 from persrm_jax.jsonl import read_records, write_records, write_text
-from persrm_jax.models.load import Model, load_model
+from persrm_jax.models.load import Model, load_model, load_tokenizer
 from persrm_jax.runs import RunFolder, read_config_file
 from persrm_jax.sharding import MeshShape, make_mesh
 from persrm_jax.types import Document, Pair
+
+COUNTS = (0, 1, 2, 4, 8)
+"""Numbers of exemplars of the protocol."""
+PairSet = tuple[Sequence[Pair], Sequence[Document]]
+"""Pairs, and the documents that they are made of."""
 
 
 def evaluate_run(cfg: RunConfig, run: RunFolder, mesh: Mesh) -> None:
     """Scores the run's test authors, training authors' unseen texts, texts of unseen domains, and
     if asked dev authors."""
     with run.stage("evaluation"):
-        score_sets(cfg, run, mesh, run.path / "evaluation")
+        _score(cfg, run, _own_sets(cfg, run), mesh, run.path / "evaluation")
 
 
-def score_sets(cfg: RunConfig, run: RunFolder, mesh: Mesh, out: Path) -> None:
-    """Scores each set of the run's pairs, into `OUT/SET`."""
+def _own_sets(cfg: RunConfig, run: RunFolder) -> dict[str, PairSet]:
     documents = read_records(run.path / "documents.jsonl", Document)
     sets = {"test": load_pairs(run.path, "test")}
     sets["seen"] = read_records(run.path / "pairs_seen.jsonl", Pair)
@@ -62,8 +67,16 @@ def score_sets(cfg: RunConfig, run: RunFolder, mesh: Mesh, out: Path) -> None:
         sets["dev"] = load_pairs(run.path, "dev")
     if (run.path / "pairs_elsewhere.jsonl").is_file():
         sets["elsewhere"] = read_records(run.path / "pairs_elsewhere.jsonl", Pair)
-    for name, pairs in sets.items():
-        score_pairs(cfg, run, pairs, documents, mesh, out / name, whole=name == "test")
+    return {name: (pairs, documents) for name, pairs in sets.items()}
+
+
+def _score(
+    cfg: RunConfig, run: RunFolder, sets: Mapping[str, PairSet], mesh: Mesh, out: Path
+) -> None:
+    """Scores each set, into `OUT/SET`; test authors as wholly as `cfg.eval` asks for."""
+    for name, (pairs, documents) in sets.items():
+        whole = name in ("", "test")
+        score_pairs(cfg, run, pairs, documents, mesh, out / name, whole=whole)
 
 
 def models_of(cfg: RunConfig, run: RunFolder, mesh: Mesh) -> dict[str, Callable[[], Model]]:
@@ -170,9 +183,10 @@ class EvaluateConfig:
     """Folder of a finished run."""
     data: str | None = None
     """`personas`, `embedded` or a documents file; without it, the run's own sets of pairs."""
-    exemplars: tuple[int, ...] = (0, 1, 2, 4, 8)
-    """Numbers of exemplars to show beside the run's own number."""
-    samples: int = 8
+    exemplars: tuple[int, ...] | None = None
+    """Numbers of exemplars to show beside the run's own number; without it 0, 1, 2, 4 and 8, as far
+    as the authors have so many texts and --prompt.max-tokens holds them."""
+    samples: int = 4
     """Answers to each question for votes and mean scores (0: none)."""
     json: Path | None = None
     """File for the tables' rows."""
@@ -190,7 +204,7 @@ def main(args: Sequence[str]) -> None:
     if not (asked.run / "config.json").is_file():
         raise ValueError(f"--run {asked.run}: holds no run; expected a folder with a config.json")
     cfg = read_config_file(asked.run / "config.json", RunConfig)
-    wanted = replace(cfg.eval, exemplars=asked.exemplars, samples=asked.samples)
+    wanted = replace(cfg.eval, exemplars=asked.exemplars or (), samples=asked.samples)
     if asked.max_pairs is not None:
         wanted = replace(wanted, max_pairs=asked.max_pairs)
     cfg = replace(cfg, mesh=asked.mesh, eval=wanted)
@@ -199,29 +213,49 @@ def main(args: Sequence[str]) -> None:
     run = RunFolder(asked.run, cfg, free=("mesh", "out", "eval"))
     if not any(run.is_done(stage) for stage in ("sft", "rft")):
         raise ValueError(f"--run {asked.run}: no stage of training has finished in this run")
+    folder = asked.out or run.path / _folder_name(asked.data)
+    sets = _own_sets(cfg, run) if asked.data is None else {"": _other_texts(cfg, asked.data)}
+    if asked.exemplars is None:
+        pairs, documents = sets["" if asked.data else "test"]
+        counts = _counts_that_fit(cfg, run, pairs, documents)
+        cfg = replace(cfg, eval=replace(cfg.eval, exemplars=counts))
     with jax.set_mesh(mesh):
-        if asked.data is None:
-            folder = asked.out or run.path / "evaluation"
-            score_sets(cfg, run, mesh, folder)
-            sets = read_sets([folder])
-        else:
-            folder = asked.out or run.path / f"evaluation-{_plain_name(asked.data)}"
-            _score_texts(replace(cfg, data=asked.data), run, mesh, folder)
-            sets = {SETS["test"]: read_judged([folder])}
-    _show(sets, asked, cfg)
+        _score(cfg, run, sets, mesh, folder)
+    found = read_sets([folder]) if asked.data is None else {SETS["test"]: read_judged([folder])}
+    _show(found, asked, cfg)
 
 
-def _plain_name(data: str) -> str:
-    return Path(data).name.removesuffix(".gz").removesuffix(".jsonl")
+def _folder_name(data: str | None) -> str:
+    if data is None:
+        return "evaluation"
+    return f"evaluation-{Path(data).name.removesuffix('.gz').removesuffix('.jsonl')}"
 
 
-def _score_texts(cfg: RunConfig, run: RunFolder, mesh: Mesh, folder: Path) -> None:
-    """Scores pairs of all authors of other texts."""
-    documents = list(read_documents(cfg, Counts()))
+def _other_texts(cfg: RunConfig, data: str) -> PairSet:
+    """Pairs of all authors of other texts."""
+    documents = list(read_documents(replace(cfg, data=data), Counts()))
     pairs = make_test_pairs(documents, cfg.pairs, cfg.seed)
     if not pairs:
-        raise ValueError(f"--data {cfg.data}: too few authors to make a pair of")
-    score_pairs(cfg, run, pairs, documents, mesh, folder)
+        raise ValueError(f"--data {data}: too few authors to make a pair of")
+    return pairs, documents
+
+
+def _counts_that_fit(
+    cfg: RunConfig, run: RunFolder, pairs: Sequence[Pair], documents: Sequence[Document]
+) -> tuple[int, ...]:
+    """Those of `COUNTS` for which there are texts and room; says what there is not."""
+    stage = "rft" if run.is_done("rft") else "sft"
+    tokenizer = load_tokenizer(str(run.path / stage / "model"))
+    counts = []
+    for k in COUNTS:
+        try:
+            shown = make_conditions(pairs, documents, (k,), cfg.seed)[str(k)]
+            encode_pairs(shown, [pair.order for pair in shown], tokenizer, cfg.prompt)
+        except ValueError as error:
+            print(f"{k} exemplars and more are left out: {error}")
+            break
+        counts.append(k)
+    return tuple(counts)
 
 
 def _show(sets: Mapping[str, Judged], asked: EvaluateConfig, cfg: RunConfig) -> None:

@@ -10,7 +10,7 @@ from persrm_jax.data.documents import CorpusConfig
 from persrm_jax.data.local_writer import LocalConfig
 from persrm_jax.data.negatives import NegativesConfig
 from persrm_jax.data.openai_writer import OpenAIConfig
-from persrm_jax.data.personas import PersonaConfig
+from persrm_jax.data.personas import ELSEWHERE, PersonaConfig
 from persrm_jax.data.prompts import PromptConfig
 from persrm_jax.data.sources import SourceConfig
 from persrm_jax.data.splits import PairConfig
@@ -83,6 +83,12 @@ class RunConfig:
     """Also train SFT on for as much compute on its own right answers: another rival."""
 
     @property
+    def unseen_domains(self) -> tuple[str, ...]:
+        """Domains that are kept from training."""
+        made_up = self.data == "personas" and self.personas.elsewhere
+        return (*self.pairs.unseen_domains, *([ELSEWHERE] if made_up else []))
+
+    @property
     def folder(self) -> Path:
         return self.out or Path("runs") / self.preset
 
@@ -99,7 +105,6 @@ TINY = RunConfig(
         num_dev=400,
         num_test=400,
         num_seen=60,
-        unseen_domains=("personas-elsewhere",),
         num_elsewhere=60,
     ),
     prompt=PromptConfig(template="compact", max_tokens=512),

@@ -126,7 +126,7 @@ def _right_answers(
             reward=cfg.rft.reward,
         )
         for record in judged.records:
-            if credit(record) == 1 and not record.truncated:
+            if credit(record) == 1:
                 assert record.judgement is not None
                 found[record.pair.pair_id, record.order, record.text] = Trace(
                     record.pair.pair_id,

@@ -120,8 +120,8 @@ def _make_documents(cfg: RunConfig, folder: Path, card: Card) -> Corpus:
     path = _unfinished(folder, "documents.jsonl")
     new = path.with_name(f"new-{path.name}")
     read = read_documents(cfg, card.counts)
-    if cfg.pairs.unseen_domains:
-        read = _without_unseen(read, _unfinished(folder, UNSEEN), cfg.pairs.unseen_domains)
+    if cfg.unseen_domains:
+        read = _without_unseen(read, _unfinished(folder, UNSEEN), cfg.unseen_domains)
     write_records(new, card.of_documents(read))
     if _digest(path) != _digest(new):  # other texts under the same name: no pair of theirs stays
         for name in PAIR_FILES:
@@ -155,14 +155,14 @@ def _without_unseen(
 
 def _make_elsewhere(cfg: RunConfig, folder: Path, maker: PairMaker, card: Card) -> None:
     """Pairs of unseen domains, by authors who are neither trained on nor selected by."""
-    if not cfg.pairs.unseen_domains:
+    if not cfg.unseen_domains:
         return
     known = {maker.corpus.names[a] for name in ("train", "dev") for a in maker.sets[name].people}
     corpus = Corpus.open(_unfinished(folder, UNSEEN))
     pairs = make_elsewhere_pairs(corpus, cfg.pairs, known, cfg.seed)
-    noted = card.of_pairs("pairs_elsewhere.jsonl", cfg.pairs.counts["elsewhere"], pairs)
+    noted = card.of_pairs("pairs_elsewhere.jsonl", cfg.pairs.elsewhere_count, pairs)
     write_records(_unfinished(folder, "pairs_elsewhere.jsonl"), noted)
-    print(f"pairs: {len(pairs):,} of {', '.join(cfg.pairs.unseen_domains)}, kept from training")
+    print(f"pairs: {len(pairs):,} of {', '.join(cfg.unseen_domains)}, kept from training")
 
 
 def _digest(path: Path) -> str:

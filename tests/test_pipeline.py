@@ -37,8 +37,8 @@ from persrm_jax.types import Document, Prediction
 TINY = PRESETS["tiny"]
 SMALL = replace(
     TINY,
-    personas=PersonaConfig(num_personas=24, texts=8, clauses=2),
-    pairs=replace(TINY.pairs, num_train=60, num_dev=6, num_test=12, num_seen=6),
+    personas=PersonaConfig(num_personas=24, texts=8, clauses=2, elsewhere=4),
+    pairs=replace(TINY.pairs, num_train=60, num_dev=6, num_test=12, num_seen=6, num_elsewhere=6),
     sft=replace(TINY.sft, steps=3, batch_size=8, save_every=2),
     rft=replace(
         TINY.rft,
@@ -52,8 +52,9 @@ SMALL = replace(
         TINY.eval, batch_size=8, sampling=SamplingConfig(max_new_tokens=24, temperature=0.0)
     ),
     continue_sft=True,
+    rejection_sft=True,
 )
-STAGES = ["data", "sft", "rft", "sft_continued", "evaluation"]
+STAGES = ["data", "sft", "rft", "sft_continued", "sft_rejection", "evaluation"]
 ROLLOUTS: list[np.ndarray] = []
 """Completions of every rollout, newest last."""
 
@@ -289,7 +290,7 @@ def test_a_run_scores_any_documents_file(finished: tuple, tmp_path: Path) -> Non
     experiments.evaluate.main([*args, *out])
     result = json.loads((tmp_path / "OUT.json").read_text())
     rows = {(row["label"], row["condition"]): row["accuracy"] for row in result["rows"]}
-    for judge in ("length", "base", "sft", "sft_continued", "rft"):
+    for judge in ("length", "base", "sft", "sft_continued", "sft_rejection", "rft"):
         for condition in ("1", "wrong_author"):
             accuracy = rows[judge, condition]
             assert accuracy["num_pairs"] == 2 and 0 <= accuracy["mean"] <= 1
@@ -333,6 +334,7 @@ def test_other_texts_under_the_same_name_are_not_scored_by_old_predictions(
 
 def test_init_starts_at_rft(finished: tuple, tmp_path: Path) -> None:
     cfg = replace(SMALL, init=finished[0].out, out=tmp_path / "again", continue_sft=False)
+    cfg = replace(cfg, rejection_sft=False)
     begin = len(ROLLOUTS)
     experiments.rft.run_all(cfg)
     assert _stages(cfg.out) == ["data", "rft", "evaluation"]

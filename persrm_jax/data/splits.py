@@ -80,13 +80,20 @@ class PairConfig:
             "dev": self.num_dev,
             "test": self.num_test,
             "seen": self.num_seen,
-            "elsewhere": self.num_elsewhere if self.unseen_domains else 0,
         }
         whole = sum(asked.values())
         if not self.max_pairs or whole <= self.max_pairs:
             return asked
         ends = [round(end * self.max_pairs / whole) for end in accumulate(asked.values())]
         return {n: b - a for n, a, b in zip(asked, [0, *ends], ends, strict=False)}
+
+    @property
+    def elsewhere_count(self) -> int:
+        """Pairs of unseen domains, which come beside the others and shrink as they do."""
+        whole = self.num_train + self.num_dev + self.num_test + self.num_seen
+        if not self.max_pairs or whole <= self.max_pairs:
+            return self.num_elsewhere
+        return round(self.num_elsewhere * self.max_pairs / whole)
 
 
 @dataclass(frozen=True)
@@ -177,13 +184,12 @@ def elsewhere_set(corpus: Corpus, cfg: PairConfig, known: Container[str]) -> Pai
     authors = [int(a) for a in eligible(corpus, cfg) if corpus.names[a] not in known]
     if len(authors) < 2:
         raise ValueError(
-            f"--pairs.unseen-domains {' '.join(cfg.unseen_domains)}: {len(authors)} of "
-            f"{len(corpus.names)} authors have enough texts there and are not trained on; at "
-            "least 2 are needed"
+            f"domains kept from training: {len(authors)} of {len(corpus.names)} authors have "
+            "enough texts there and are not trained on; at least 2 are needed "
+            "(--pairs.unseen-domains, --personas.elsewhere)"
         )
     chosen = np.isin(corpus.author, authors)
-    count = cfg.counts["elsewhere"]
-    return _pair_set(corpus, chosen, "elsewhere", "test", count, (9,))
+    return _pair_set(corpus, chosen, "elsewhere", "test", cfg.elsewhere_count, (9,))
 
 
 def _pair_set(

@@ -9,7 +9,7 @@ from rich.table import Table
 from persrm_jax.evaluation.calibration import calibrate
 from persrm_jax.evaluation.judged import Judged, rank
 from persrm_jax.evaluation.report import Row, condition_phrase
-from persrm_jax.evaluation.statistics import summarize
+from persrm_jax.evaluation.statistics import Accuracy, summarize
 from persrm_jax.evaluation.votes import mean_score, vote
 from persrm_jax.types import Prediction
 
@@ -86,11 +86,10 @@ def by_people(sets: Mapping[str, Judged]) -> Grid | None:
 
 
 def across(title: str, columns: Mapping[str, Sequence[Row]], note: str = "") -> Grid:
-    """Judges down, `columns` across: accuracy with its interval."""
+    """Judges down, `columns` across: accuracy and half of its 95 % interval."""
     labels = {row.label: None for rows in columns.values() for row in rows}
     found = {
-        (column, row.label): f"{row.accuracy.mean:.3f} [{row.accuracy.low:.2f}, "
-        f"{row.accuracy.high:.2f}]"
+        (column, row.label): _short(row.accuracy)
         for column, rows in columns.items()
         for row in rows
     }
@@ -141,5 +140,9 @@ def by_calibration(judged: Judged) -> Grid | None:
 
 
 def _accuracy(judged: Judged, predictions: Sequence[Prediction]) -> str:
-    a = summarize(predictions, judged.pairs)
-    return f"{a.mean:.3f} [{a.low:.2f}, {a.high:.2f}]"
+    return _short(summarize(predictions, judged.pairs))
+
+
+def _short(a: Accuracy) -> str:
+    half = f"{(a.high - a.low) / 2:.2f}".removeprefix("0")
+    return f"{a.mean:.3f} ±{half}"
