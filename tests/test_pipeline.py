@@ -32,7 +32,7 @@ from persrm_jax.models.load import load_model
 from persrm_jax.sampling import SamplingConfig
 from persrm_jax.sharding import MeshShape, make_mesh
 from persrm_jax.training.step import TrainState
-from persrm_jax.types import Document, Prediction
+from persrm_jax.types import Document, Prediction, Trace, right_verdict
 
 TINY = PRESETS["tiny"]
 SMALL = replace(
@@ -149,6 +149,18 @@ def test_every_model_is_asked_about_every_pair_in_both_orders(finished: tuple) -
         asked = {(p.pair_id, p.order) for p in predictions}
         assert asked == {(f"test-{i:06d}", o) for i in range(12) for o in ("AB", "BA")}, name
         assert len(predictions) == 24
+
+
+def test_the_rival_is_trained_on_the_models_own_right_answers(finished: tuple) -> None:
+    traces = read_records(finished[0].out / "sft_rejection" / "traces.jsonl", Trace)
+    assert traces and len({(t.pair_id, t.order, t.response) for t in traces}) == len(traces)
+    for trace in traces:
+        assert trace.teacher == "sft"
+        verdict = "A" if len(trace.response) % 2 else "B"  # as this file's judge reads it
+        assert verdict == trace.verdict == right_verdict(trace.order)
+    asked = {trace.pair_id for trace in traces}
+    drawn = SMALL.rft.steps * SMALL.rft.prompts * SMALL.rft.group_size
+    assert len(traces) <= drawn and all(pair_id.startswith("train-") for pair_id in asked)
 
 
 def test_the_models_that_were_trained_differ(finished: tuple) -> None:

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 import persrm_jax.data.pairs
 from persrm_jax.data.corpus import Corpus
-from persrm_jax.data.pairs import PairMaker, make_pairs, make_test_pairs, with_wrong_author
+from persrm_jax.data.pairs import (
+    PairMaker,
+    make_elsewhere_pairs,
+    make_pairs,
+    make_test_pairs,
+    with_wrong_author,
+)
 from persrm_jax.data.splits import PairConfig, split_authors, split_sets
 from persrm_jax.types import Document, NegativeType, Pair
 
@@ -389,3 +395,40 @@ def test_a_large_set_looks_for_topics_in_a_part_of_it(monkeypatch: pytest.Monkey
 def test_a_bad_config_names_its_flag(fields: dict[str, object], flag: str) -> None:
     with pytest.raises(ValueError, match=flag):
         PairConfig(**fields)
+
+
+def test_kinds_of_pairs_that_are_not_trained_on_may_differ() -> None:
+    kinds: tuple[NegativeType, ...] = ("other_author", "other_author_same_topic")
+    cfg = replace(CFG, negatives=("other_author",), test_negatives=kinds)
+    made = make_pairs(_corpus(0), cfg, 0)
+    found: dict[str, set[str]] = defaultdict(set)
+    for pair in made.main:
+        found[pair.author_split].add(pair.negative_type)
+    assert found == {"train": {"other_author"}, "dev": {*kinds}, "test": {*kinds}}
+    assert {pair.negative_type for pair in made.seen} == {*kinds}
+    assert [p for p in made.main if p.author_split == "train"] == [
+        p
+        for p in make_pairs(_corpus(0), replace(CFG, negatives=("other_author",)), 0).main
+        if p.author_split == "train"
+    ]
+
+
+def test_pairs_of_unseen_domains_are_by_people_who_are_not_trained_on() -> None:
+    known = {"author-0", "author-3", "author-5"}
+    made = make_elsewhere_pairs(Corpus.of(_corpus(1)), replace(CFG, num_elsewhere=24), known, 0)
+    assert len(made) == 24
+    people = {pair.author for pair in made}
+    assert people == {f"author-{a}" for a in range(9)} - known
+    for pair in made:
+        _check(_corpus(1), pair, CFG.num_exemplars)
+        assert pair.rejected_author in people and pair.author_split == "test"
+    everyone = {f"author-{a}" for a in range(8)}
+    with pytest.raises(ValueError, match="1 of 9 authors have enough texts there"):
+        make_elsewhere_pairs(Corpus.of(_corpus(1)), CFG, everyone, 0)
+
+
+def test_fewer_pairs_in_all_means_fewer_of_unseen_domains() -> None:
+    cfg = replace(CFG, num_elsewhere=36)
+    assert cfg.elsewhere_count == 36
+    assert replace(cfg, max_pairs=24).elsewhere_count == 12  # of 31 + 10 + 20 + 11
+    assert replace(cfg, max_pairs=1000).elsewhere_count == 36

@@ -1,9 +1,10 @@
 import re
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 
-from persrm_jax.data.personas import HABITS, PersonaConfig, make_personas
+from persrm_jax.data.personas import ELSEWHERE, HABITS, PersonaConfig, make_personas
 
 CFG = PersonaConfig(num_personas=24, texts=40, clauses=4)
 FULL_FORMS = re.compile(r"\b(i am|i will|it is|do not|can not|we are)\b", re.IGNORECASE)
@@ -87,3 +88,24 @@ def test_people_share_their_topics() -> None:
     common = set.union(*spoken.values())
     assert len(common) > 20
     assert all(len(own) > 0.6 * len(common) for own in spoken.values())
+
+
+def test_texts_elsewhere_are_on_other_topics_in_the_same_hand() -> None:
+    documents = make_personas(replace(CFG, elsewhere=40), 1)
+    here = [d for d in documents if d.domain == "personas"]
+    there = [d for d in documents if d.domain == ELSEWHERE]
+    assert here == make_personas(CFG, 1), "the others stay as they are"
+    assert len(there) == 24 * 40 and len({d.doc_id for d in documents}) == len(documents)
+    things = [
+        set(re.findall(r"the (\w+)", " ".join(d.text for d in ds).lower())) for ds in (here, there)
+    ]
+    assert things[0] & things[1] == set() and len(things[1]) == 16
+    rates = []
+    for some in (here, there):
+        texts = defaultdict(list)
+        for document in some:
+            texts[document.author].append(document.text)
+        rates.append({person: _rates(said) for person, said in texts.items()})
+    for person, mine in rates[0].items():
+        for habit in HABITS:
+            assert mine[habit] == pytest.approx(rates[1][person][habit], abs=0.35), (person, habit)

@@ -25,7 +25,7 @@ from persrm_jax.jsonl import read_records
 from persrm_jax.models.load import new_model, save_model
 from persrm_jax.sharding import MeshShape, make_mesh
 from persrm_jax.tokenizer import byte_tokenizer
-from persrm_jax.types import Pair, Trace
+from persrm_jax.types import Document, Pair, Trace
 
 FILES = ("documents.jsonl", "pairs.jsonl", "pairs_seen.jsonl", "traces.jsonl")
 SMALL = [
@@ -227,3 +227,40 @@ def test_short_flags() -> None:
     assert sum(cfg.pairs.counts.values()) == 7
     spaced = parse_run(PRESETS, "prog", ["--pairs.negatives", "minor", "other_author"])
     assert spaced.pairs.negatives == cfg.pairs.negatives
+
+
+def test_domains_that_are_kept_from_training(tmp_path: Path) -> None:
+    source = tmp_path / "texts.jsonl"
+    rng = random.Random(1)
+    with source.open("w") as file:
+        for author in range(9):
+            for i in range(16):
+                said = " ".join(rng.choices(WORDS, k=rng.randrange(30, 50)))
+                row = {
+                    "author": f"Ann {author}",
+                    "domain": "mail" if i % 4 else "blog",
+                    "text": said,
+                }
+                file.write(json.dumps(row) + "\n")
+    unseen = ("--pairs.unseen-domains", "blog", "--pairs.num-elsewhere", "8")
+    run(tmp_path / "run", source, *unseen)
+    trained = read_records(tmp_path / "run" / "documents.jsonl", Document)
+    assert {d.domain for d in trained} == {"mail"} and len(trained) == 9 * 12
+    away = {
+        d.doc_id for d in read_records(tmp_path / "run" / "documents_elsewhere.jsonl", Document)
+    }
+    assert len(away) == 9 * 4
+    main = read_records(tmp_path / "run" / "pairs.jsonl", Pair)
+    known = {pair.author for pair in main if pair.author_split != "test"}
+    pairs = read_records(tmp_path / "run" / "pairs_elsewhere.jsonl", Pair)
+    assert len(pairs) == 8 and not known & {
+        p for pair in pairs for p in (pair.author, pair.rejected_author)
+    }
+    assert {i for p in pairs for i in (p.chosen_id, p.rejected_id, *p.exemplar_ids)} <= away
+    card = json.loads((tmp_path / "run" / "card.json").read_text())
+    assert card["pairs"]["pairs_elsewhere.jsonl"]["made"] == 8
+    with pytest.raises(
+        ValueError, match="unseen-domains post: no text is of this domain; there are blog, mail"
+    ):
+        run(tmp_path / "other", source, "--pairs.unseen-domains", "post")
+    assert not (tmp_path / "other").exists()
