@@ -90,16 +90,18 @@ class RunFolder:
         on_main(lambda: write_text(self.path / "stages.json", text))
 
 
-def read_config_file(path: Path, kind: type[Config]) -> Config:
-    """The config that a run saved, as the dataclass it was.
+def read_config_file(path: Path, kind: type[Config], part: str | None = None) -> Config:
+    """The config that a run saved, as the dataclass it was; or a part of it: `rft.sampling`.
 
     Raises:
         ValueError: it was saved by a version with other fields.
     """
     saved = json.loads(path.read_text(encoding="utf-8"))
     try:
+        for name in part.split(".") if part else ():
+            saved = saved[name]
         return _rebuild(kind, saved)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a config of this version ({error})") from None
 
 

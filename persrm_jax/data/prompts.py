@@ -90,20 +90,33 @@ CLOSING = f"\n{THINK_END}\n<answer>"
 
 def judge_messages(pair: Pair, order: Order, cfg: PromptConfig) -> Messages:
     """The chat that asks for a judgement of `pair`, its candidates shown in `order`."""
-    texts, alone = pair.candidates(order), cfg.answer == "score"
-    named = [("text", texts[0])] if alone else [("A", texts[0]), ("B", texts[1])]
+    texts = pair.candidates(order)
+    shown = texts[:1] if cfg.answer == "score" else texts
+    return question_messages(pair.exemplars, shown, pair.prompt, cfg)
+
+
+def question_messages(
+    exemplars: Sequence[str], texts: Sequence[str], prompt: str, cfg: PromptConfig
+) -> Messages:
+    """The chat that asks for a judgement of `texts`: two, or one alone with `cfg.answer` score.
+
+    Args:
+        prompt: what the texts answer or continue; may be empty.
+    """
+    alone = cfg.answer == "score"
+    named = list(zip(["text"] if alone else ["A", "B"], texts, strict=True))
     if cfg.template == "compact":
-        lines = [*(f"person: {t}" for t in pair.exemplars), *(f"{n}: {t}" for n, t in named)]
+        lines = [*(f"person: {t}" for t in exemplars), *(f"{n}: {t}" for n, t in named)]
         return ({"role": "user", "content": "\n".join(lines)},)
-    exemplars = "\n\n".join(f"[Example {i}]\n{t}" for i, t in enumerate(pair.exemplars, start=1))
+    examples = "\n\n".join(f"[Example {i}]\n{t}" for i, t in enumerate(exemplars, start=1))
     answer = _ANSWER[cfg.answer]
     reason = _REASON.format(each="the candidate" if alone else "each candidate", answer=answer)
     content = _INTRODUCTION.format(
         what="a candidate text" if alone else "two candidate texts",
         s="s" if alone else "",
         shown="the candidate" if alone else "candidate A and candidate B",
-        task=f"[The texts answer or continue]\n{pair.prompt}\n\n" if pair.prompt else "",
-        exemplars=exemplars or "[No examples are known]",
+        task=f"[The texts answer or continue]\n{prompt}\n\n" if prompt else "",
+        exemplars=examples or "[No examples are known]",
         candidates="\n\n".join(
             f"[Candidate]\n{text}" if alone else f"[Candidate {name}]\n{text}"
             for name, text in named

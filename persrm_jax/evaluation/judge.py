@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from persrm_jax.data.batches import bucketed, encode_pairs, left_pad
+from persrm_jax.data.batches import encode_pairs
 from persrm_jax.data.prompts import (
     BOTH_ORDERS,
     Judgement,
@@ -14,12 +15,10 @@ from persrm_jax.data.prompts import (
     compare,
     parse_judgement,
 )
-from persrm_jax.distributed import fetch, place
+from persrm_jax.evaluation.ask import Reply, like_lengths, make_ask
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.params import Params
-from persrm_jax.rl.rollout import completion_texts, judge_ending
-from persrm_jax.sampling import SamplingConfig, make_generate, sequence_keys
-from persrm_jax.sharding import batch_sharding
+from persrm_jax.sampling import SamplingConfig, sequence_keys
 from persrm_jax.tokenizer import Tokenizer
 from persrm_jax.types import Order, Pair, Prediction
 
@@ -80,13 +79,15 @@ def make_judge(
     sampling = cfg.sampling
     if samples:
         sampling = replace(sampling, temperature=cfg.sample_temperature)
-    generate = make_generate(
+    ask = make_ask(
         model,
         sampling,
-        ending=judge_ending(sampling, tokenizer, prompt),
+        batch_size=cfg.batch_size,
+        tokenizer=tokenizer,
+        prompt=prompt,
         compute=compute,
+        mesh=mesh,
     )
-    sharding = batch_sharding(mesh)
 
     def judge(
         params: Params, pairs: Sequence[Pair], condition: str, label: str
@@ -94,23 +95,13 @@ def make_judge(
         turns = range(max(samples, 1))
         asked = [(pair, order) for _ in turns for pair in pairs for order in BOTH_ORDERS]
         prompts = encode_pairs([p for p, _ in asked], [o for _, o in asked], tokenizer, prompt)
-        # Prompts of like length share a batch, so that little is padding.
-        by_length = sorted(range(len(asked)), key=lambda i: len(prompts[i]))
-        keys = sequence_keys(jax.random.key(seed), len(asked))
-        answers: dict[int, tuple[str, int]] = {}
-        for begin in range(0, len(asked), cfg.batch_size):
-            rows = by_length[begin : begin + cfg.batch_size]
-            # The last batch is filled up, so that it compiles nothing new.
-            filled = rows + rows[-1:] * (cfg.batch_size - len(rows))
-            chosen = [prompts[i] for i in filled]
-            tokens, mask = left_pad(chosen, tokenizer.pad_id, bucketed(max(map(len, chosen))))
-            inputs = place((tokens, mask, keys[jax.numpy.array(filled)]), sharding)
-            out = fetch(generate(params, *inputs))
-            texts = completion_texts(out.tokens, out.mask, tokenizer)
-            lengths = out.mask.sum(axis=1).tolist()
-            answers |= zip(rows, zip(texts, lengths, strict=True), strict=False)
+        keys = sequence_keys(jax.random.key(seed, impl="threefry2x32"), len(asked))
+        data = np.asarray(jax.random.key_data(keys))
+        answers: dict[int, Reply] = {}
+        for rows in like_lengths(list(map(len, prompts)), cfg.batch_size):
+            answers |= zip(rows, ask(params, [prompts[i] for i in rows], data[rows]), strict=True)
             advance(len(rows))
-        parsed = [parse_judgement(answers[i][0], prompt) for i in range(len(asked))]
+        parsed = [parse_judgement(answers[i].text, prompt) for i in range(len(asked))]
         if prompt.answer == "score":  # an order's neighbour shows the pair's other text
             parsed = [compare(parsed[i], parsed[i ^ 1]) for i in range(len(asked))]
         return [
