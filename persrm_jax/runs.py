@@ -59,8 +59,7 @@ class RunFolder:
     @property
     def stages(self) -> dict[str, float]:
         """Seconds that each finished stage took, in order."""
-        path = self.path / "stages.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return finished_stages(self.path)
 
     def is_done(self, stage: str) -> bool:
         """Whether `stage` has finished in this folder."""
@@ -88,6 +87,12 @@ class RunFolder:
         stages = {**self.stages, name: round(time.perf_counter() - start, 2)}
         text = json.dumps(stages, indent=2) + "\n"
         on_main(lambda: write_text(self.path / "stages.json", text))
+
+
+def finished_stages(run: Path) -> dict[str, float]:
+    """Seconds that each finished stage of a run took, in order."""
+    path = run / "stages.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def read_config_file(path: Path, kind: type[Config], part: str | None = None) -> Config:

@@ -187,3 +187,9 @@ def _parse_scores(answer: str, names: list[str]) -> list[float] | None:
         if not isinstance(score, float) or not math.isfinite(score) or not 0 <= score <= 10:
             return None
     return [scores[name] for name in names]
+
+
+def reasoning_of(completion: str) -> str:
+    """What was said before the answer; all of it where there is no answer."""
+    said = completion.partition(THINK_END)[0] if THINK_END in completion else completion
+    return said.partition("<answer>")[0].strip().removeprefix("<think>").strip()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -77,7 +78,7 @@ def make_ask(
         # Filled up, so that nothing new is compiled.
         rows = [*range(len(prompts))] + [len(prompts) - 1] * (batch_size - len(prompts))
         tokens, mask = left_pad([prompts[i] for i in rows], tokenizer.pad_id, length)
-        wrapped = jax.random.wrap_key_data(keys[rows], impl="threefry2x32")
+        wrapped = jax.random.wrap_key_data(jnp.asarray(keys[rows]), impl="threefry2x32")
         out = fetch(generate(params, *place((tokens, mask, wrapped), sharding)))
         real = slice(len(prompts))
         texts = completion_texts(out.tokens[real], out.mask[real], tokenizer)
