@@ -175,6 +175,8 @@ def _refusal(status: int, sentence: str, retry_after: int | None = None) -> HTTP
     headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if status == 413:
+        headers["Connection"] = "close"  # of what the client still sends nothing more is read
     return HTTPException(status, sentence, headers)
 
 

@@ -177,7 +177,7 @@ class Batcher:
         if not pools:
             return None
         if self._stopping.is_set() or any(self._is_full(pool) for pool in pools):
-            return 0
+            return 0.0
         oldest = min(came for pool in pools for _, _, came in pool[:1])
         return max(0.0, oldest + self.cfg.gather_ms / 1000 - time.monotonic())
 
