@@ -92,9 +92,10 @@ def make_judge(
     def judge(
         params: Params, pairs: Sequence[Pair], condition: str, label: str
     ) -> list[Prediction]:
-        turns = range(max(samples, 1))
-        asked = [(pair, order) for _ in turns for pair in pairs for order in BOTH_ORDERS]
+        turns = max(samples, 1)
+        asked = [(pair, order) for pair in pairs for order in BOTH_ORDERS]
         prompts = encode_pairs([p for p, _ in asked], [o for _, o in asked], tokenizer, prompt)
+        asked, prompts = asked * turns, prompts * turns
         keys = sequence_keys(jax.random.key(seed, impl="threefry2x32"), len(asked))
         data = np.asarray(jax.random.key_data(keys))
         answers: dict[int, Reply] = {}
