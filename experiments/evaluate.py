@@ -12,36 +12,38 @@ Predictions are kept: a second call scores only what is new.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from rich.console import Console
-from rich.progress import Progress
 
-from experiments.prepare import base_model, check_fit, judge_of
+from experiments.judges import Asked, ask_endpoint, ask_model, conditions_of, model_judges
+from experiments.prepare import check_fit
 from experiments.presets import RunConfig
 from experiments.report import SETS, protocol, read_sets
 from experiments.synthesize import load_pairs, read_documents
 from persrm_jax import cli
 from persrm_jax.data.batches import encode_pairs
 from persrm_jax.data.documents import Counts
+from persrm_jax.data.openai_writer import OpenAIConfig
 from persrm_jax.data.pairs import make_test_pairs
-from persrm_jax.distributed import is_main, on_main
+from persrm_jax.distributed import on_main
 from persrm_jax.evaluation.baselines import (
     BASELINES,
     WITHOUT_EXEMPLARS,
     baseline_predictions,
 )
 from persrm_jax.evaluation.conditions import WRONG_AUTHOR, make_conditions
-from persrm_jax.evaluation.judge import JudgePairs
 from persrm_jax.evaluation.judged import Judged, in_main_table, read_judged
+from persrm_jax.evaluation.remote_judge import ENDPOINT
 from persrm_jax.evaluation.report import accuracy_table
 from persrm_jax.jsonl import read_records, write_records, write_text
-from persrm_jax.models.load import Model, load_model, load_tokenizer
+from persrm_jax.models.load import load_tokenizer
 from persrm_jax.runs import RunFolder, read_config_file
 from persrm_jax.sharding import MeshShape, make_mesh
 from persrm_jax.types import Document, Pair
@@ -56,10 +58,11 @@ def evaluate_run(cfg: RunConfig, run: RunFolder, mesh: Mesh) -> None:
     """Scores the run's test authors, training authors' unseen texts, texts of unseen domains, and
     if asked dev authors."""
     with run.stage("evaluation"):
-        _score(cfg, run, _own_sets(cfg, run), mesh, run.path / "evaluation")
+        score_sets(cfg, run, own_sets(cfg, run), mesh, run.path / "evaluation")
 
 
-def _own_sets(cfg: RunConfig, run: RunFolder) -> dict[str, PairSet]:
+def own_sets(cfg: RunConfig, run: RunFolder) -> dict[str, PairSet]:
+    """The run's sets of pairs."""
     documents = read_records(run.path / "documents.jsonl", Document)
     sets = {"test": load_pairs(run.path, "test")}
     sets["seen"] = read_records(run.path / "pairs_seen.jsonl", Pair)
@@ -70,25 +73,19 @@ def _own_sets(cfg: RunConfig, run: RunFolder) -> dict[str, PairSet]:
     return {name: (pairs, documents) for name, pairs in sets.items()}
 
 
-def _score(
-    cfg: RunConfig, run: RunFolder, sets: Mapping[str, PairSet], mesh: Mesh, out: Path
+def score_sets(
+    cfg: RunConfig,
+    run: RunFolder,
+    sets: Mapping[str, PairSet],
+    mesh: Mesh,
+    out: Path,
+    **options: Any,
 ) -> None:
-    """Scores each set, into `OUT/SET`; test authors as wholly as `cfg.eval` asks for."""
+    """Scores each set, into `OUT/SET`; test authors as wholly as `cfg.eval` asks for. The options
+    are those of `score_pairs`."""
     for name, (pairs, documents) in sets.items():
         whole = name in ("", "test")
-        score_pairs(cfg, run, pairs, documents, mesh, out / name, whole=whole)
-
-
-def models_of(cfg: RunConfig, run: RunFolder, mesh: Mesh) -> dict[str, Callable[[], Model]]:
-    """The loader of each model that the run has, the untrained base first."""
-    dtype = cfg.compute.param_dtype
-    loaders: dict[str, Callable[[], Model]] = {}
-    if cfg.init is None:
-        loaders["base"] = partial(base_model, cfg, run, mesh)
-    for stage in ("sft", "sft_continued", "sft_rejection", "rft"):
-        if run.is_done(stage):
-            loaders[stage] = partial(load_model, run.path / stage / "model", mesh, dtype)
-    return loaders
+        score_pairs(cfg, run, pairs, documents, mesh, out / name, whole=whole, **options)
 
 
 def score_pairs(
@@ -100,11 +97,18 @@ def score_pairs(
     folder: Path,
     *,
     whole: bool = True,
+    only: str = "",
+    endpoint: OpenAIConfig | None = None,
 ) -> None:
     """Writes `FOLDER/pairs.jsonl`, and each judge's predictions in each condition, unless there.
 
     Args:
         whole: also with the numbers of exemplars and the samples that `cfg.eval` asks for.
+        only: a judge's name; the run's others are not asked.
+        endpoint: also asks the model behind it.
+
+    Raises:
+        ValueError: the folder holds predictions about other pairs.
     """
     if not pairs:
         return
@@ -119,13 +123,15 @@ def score_pairs(
         raise ValueError(f"{folder} holds predictions about other pairs: give another --out")
     on_main(partial(_write_baselines, pairs, conditions, documents, folder))
     own = str(len(pairs[0].exemplars))
-    for name, load in models_of(cfg, run, mesh).items():
-        asked = {c: (some, 0) for c, some in conditions.items()}
-        if name == "base":
-            asked = {c: asked[c] for c in (own, WRONG_AUTHOR)}
-        elif whole and cfg.eval.samples:
-            asked[f"samples/{own}"] = (pairs, cfg.eval.samples)
-        _ask(cfg, name, load, mesh, asked, folder)
+    asked = {c: Asked(some) for c, some in conditions.items()}
+    if whole and cfg.eval.samples:
+        asked[f"samples/{own}"] = Asked(pairs, cfg.eval.samples)
+    for name, judge in model_judges(cfg, run, mesh).items():
+        if only in ("", name):
+            ask_model(name, judge, conditions_of(judge, asked, (own, WRONG_AUTHOR)), folder)
+    if endpoint is not None:
+        main = {c: asked[c] for c in (own, WRONG_AUTHOR)}
+        ask_endpoint(endpoint, cfg, main, folder)
 
 
 def _write_baselines(
@@ -146,35 +152,6 @@ def _write_baselines(
                 write_records(path, baseline_predictions(name, shown, fit_texts, condition))
 
 
-def _ask(
-    cfg: RunConfig,
-    name: str,
-    load: Callable[[], Model],
-    mesh: Mesh,
-    asked: Mapping[str, tuple[Sequence[Pair], int]],
-    folder: Path,
-) -> None:
-    """Asks a model what it was not asked before: greedily, or for several samples."""
-    todo = {}
-    for condition, (pairs, samples) in asked.items():
-        where, _, last = condition.rpartition("/")
-        path = folder / where / f"{name}.{last}.jsonl"
-        if not path.exists():
-            todo[path] = (pairs, last, samples)
-    if not todo:
-        return
-    model = load()
-    with Progress(disable=not is_main()) as bar:
-        total = 2 * sum(len(pairs) * max(samples, 1) for pairs, _, samples in todo.values())
-        task = bar.add_task(f"{folder.name}: {name:>13}", total=total)
-        judges: dict[int, JudgePairs] = {}  # each compiles once
-        for path, (pairs, condition, samples) in todo.items():
-            if samples not in judges:
-                judges[samples] = judge_of(cfg, model, mesh, partial(bar.advance, task), samples)
-            found = judges[samples](model.params, pairs, condition, name)
-            on_main(partial(write_records, path, found))
-
-
 @dataclass(frozen=True)
 class EvaluateConfig:
     """What to score."""
@@ -188,6 +165,8 @@ class EvaluateConfig:
     as the authors have so many texts and --prompt.max-tokens holds them."""
     samples: int = 4
     """Answers to each question for votes and mean scores (0: none)."""
+    openai: OpenAIConfig = ENDPOINT
+    """With --openai.model: also ask that model, behind an OpenAI-compatible endpoint."""
     json: Path | None = None
     """File for the tables' rows."""
     out: Path | None = None
@@ -213,14 +192,15 @@ def main(args: Sequence[str]) -> None:
     run = RunFolder(asked.run, cfg, free=("mesh", "out", "eval"))
     if not any(run.is_done(stage) for stage in ("sft", "rft")):
         raise ValueError(f"--run {asked.run}: no stage of training has finished in this run")
+    endpoint = asked.openai if asked.openai.model else None
     folder = asked.out or run.path / _folder_name(asked.data)
-    sets = _own_sets(cfg, run) if asked.data is None else {"": _other_texts(cfg, asked.data)}
+    sets = own_sets(cfg, run) if asked.data is None else {"": _other_texts(cfg, asked.data)}
     if asked.exemplars is None:
         pairs, documents = sets["" if asked.data else "test"]
         counts = _counts_that_fit(cfg, run, pairs, documents)
         cfg = replace(cfg, eval=replace(cfg.eval, exemplars=counts))
     with jax.set_mesh(mesh):
-        _score(cfg, run, sets, mesh, folder)
+        score_sets(cfg, run, sets, mesh, folder, endpoint=endpoint)
     found = read_sets([folder]) if asked.data is None else {SETS["test"]: read_judged([folder])}
     _show(found, asked, cfg)
 

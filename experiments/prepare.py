@@ -60,10 +60,12 @@ def check_fit(cfg: RunConfig) -> None:
         {
             "--sft.batch-size": cfg.sft.batch_size,
             "--rft.prompts": cfg.rft.prompts,
+            "--bt.batch-size": cfg.bt.batch_size,
             "--eval.batch-size": cfg.eval.batch_size,
         },
     )
     check_parts("--sft.accumulate", cfg.sft.accumulate, cfg.sft.batch_size, cfg.mesh)
+    check_parts("--bt.accumulate", cfg.bt.accumulate, cfg.bt.batch_size, cfg.mesh)
     check_parts("--rft.mini-batches", cfg.rft.mini_batches, cfg.rft.prompts, cfg.mesh)
     rows = cfg.rft.prompts // cfg.rft.mini_batches
     check_parts("--rft.accumulate", cfg.rft.accumulate, rows, cfg.mesh)

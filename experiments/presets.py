@@ -24,6 +24,7 @@ from persrm_jax.rl.losses import LossConfig
 from persrm_jax.rl.rewards import RewardConfig
 from persrm_jax.sampling import SamplingConfig
 from persrm_jax.sharding import MeshShape
+from persrm_jax.training.bt import BtConfig
 from persrm_jax.training.optimizer import OptimizerConfig
 from persrm_jax.training.rft_config import RftConfig
 from persrm_jax.training.sft import SftConfig
@@ -73,6 +74,7 @@ class RunConfig:
     sft: SftConfig = field(default_factory=SftConfig)
     rft: RftConfig = field(default_factory=RftConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    bt: BtConfig = field(default_factory=BtConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     profile: int = 0
     """Steps of each training stage to record a JAX trace of, for TensorBoard's profiler."""
@@ -125,6 +127,14 @@ TINY = RunConfig(
         optimizer=OptimizerConfig(learning_rate=1.5e-4, schedule="cosine", warmup_steps=5),
         eval_every=20,
     ),
+    bt=BtConfig(
+        steps=1000,
+        batch_size=32,
+        optimizer=OptimizerConfig(learning_rate=1e-3, schedule="constant", warmup_steps=20),
+        save_every=100,
+        eval_every=50,
+        patience=10,
+    ),
     eval=EvalConfig(batch_size=64, sampling=SamplingConfig(max_new_tokens=64, temperature=0.0)),
 )
 
@@ -152,6 +162,7 @@ _PAPER = RunConfig(
         optimizer=OptimizerConfig(learning_rate=1e-6, schedule="constant", warmup_steps=0),
     ),
     loss=LossConfig(clip_low=0.2, clip_high=0.2, kl_coef=1e-3, kl_estimator="k3"),
+    bt=BtConfig(steps=100, batch_size=128, optimizer=OptimizerConfig(learning_rate=5e-6)),
     eval=EvalConfig(batch_size=128, sampling=SamplingConfig(max_new_tokens=8192, temperature=0.0)),
 )
 

@@ -62,8 +62,11 @@ class OpenAIWriter:
     """A `Writer`. A request that fails is a fault of its own; an endpoint that refuses everybody
     ends the run."""
 
-    def __init__(self, cfg: OpenAIConfig) -> None:
+    def __init__(self, cfg: OpenAIConfig, flag: str = "--writer openai") -> None:
         """Connects to nothing yet.
+
+        Args:
+            flag: what was given that an endpoint is needed for; errors begin with it.
 
         Raises:
             ValueError: no model, no key for OpenAI's own endpoint, or no client installed.
@@ -71,13 +74,13 @@ class OpenAIWriter:
         try:
             import openai  # noqa: PLC0415
         except ImportError:
-            raise ValueError("--writer openai: pip install 'persrm-jax[openai]' first") from None
+            raise ValueError(f"{flag}: pip install 'persrm-jax[openai]' first") from None
         if not cfg.model:
             raise ValueError("--openai.model: name the model that the endpoint is to ask")
         key = os.environ.get(KEY)
         if not (key or cfg.base_url):
-            raise ValueError(f"--writer openai: set {KEY}, or give --openai.base-url")
-        self.cfg = cfg
+            raise ValueError(f"{flag}: set {KEY}, or give --openai.base-url")
+        self.cfg, self._flag = cfg, flag
         self._openai = openai
         self._client = openai.OpenAI(
             base_url=cfg.base_url or None,
@@ -117,7 +120,7 @@ class OpenAIWriter:
                 return self._read(self._send(request))
             except fatal as refused:
                 raise ValueError(
-                    f"--writer openai, {self._client.base_url}, --openai.model {self.cfg.model}: "
+                    f"{self._flag}, {self._client.base_url}, --openai.model {self.cfg.model}: "
                     f"{refused}"
                 ) from None
             except self._openai.BadRequestError as failed:  # of this text

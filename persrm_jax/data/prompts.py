@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from persrm_jax.types import Order, Pair, Verdict
@@ -32,6 +32,11 @@ class PromptConfig:
     def questions_a_pair(self) -> int:
         """Prompts that a judgement of a pair takes: one for both candidates, or one for each."""
         return 2 if self.answer == "score" else 1
+
+    @property
+    def alone(self) -> "PromptConfig":
+        """The same template with one candidate and no reasoning: what a scalar reward reads."""
+        return replace(self, answer="score", think=False)
 
 
 @dataclass(frozen=True)

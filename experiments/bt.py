@@ -1,0 +1,141 @@
+"""A scalar Bradley-Terry reward model of the run's pairs, scored beside the reasoning judges.
+
+    python -m experiments.bt [PRESET] [--out DIR] [--mesh 8x1]
+
+With the flags of a run it works in that run's folder, on the same pairs and from the same start as
+SFT, and makes the data first where there is none. The model reads the judge's prompt with one text
+alone; its reward is a linear function of the last token's hidden state. Training ends with the best
+on dev authors, or after --bt.steps. Its predictions on test authors and on training authors' unseen
+texts lie beside the others', as `bt.CONDITION.jsonl`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+
+from experiments.evaluate import own_sets, score_sets
+from experiments.prepare import base_model, prepare
+from experiments.presets import PRESETS, RunConfig, parse_run
+from experiments.report import read_sets
+from experiments.synthesize import load_pairs
+from persrm_jax import cli
+from persrm_jax.checkpoint import Checkpoints
+from persrm_jax.data.batches import encode_pairs
+from persrm_jax.data.prompts import PromptConfig
+from persrm_jax.distributed import is_main
+from persrm_jax.evaluation.judge import JudgePairs
+from persrm_jax.evaluation.report import accuracy_table
+from persrm_jax.evaluation.scalar import make_scalar_judge
+from persrm_jax.evaluation.statistics import judgement_credit
+from persrm_jax.metrics import MetricsWriter
+from persrm_jax.models.load import Model, save_model
+from persrm_jax.models.params import Params
+from persrm_jax.models.reward import init_head
+from persrm_jax.models.trainable import join, merge, split
+from persrm_jax.runs import RunFolder
+from persrm_jax.tokenizer import Tokenizer
+from persrm_jax.training.bt import PromptPair, make_bt_step
+from persrm_jax.training.loop import Watch, train
+from persrm_jax.training.optimizer import make_optimizer
+from persrm_jax.training.step import init_state
+from persrm_jax.types import Pair
+
+NAME = "bt"
+"""Of the stage, its folder and its row."""
+
+
+def run_bt(cfg: RunConfig, run: RunFolder, start: Model, mesh: Mesh) -> None:
+    """Trains `start` with a head on the run's training pairs and saves it in `RUN/bt/model`."""
+    folder = run.path / NAME
+    with run.stage(NAME):
+        key = jax.random.key(cfg.seed)
+        trained, frozen = split(start.params, start.config, cfg.train, key, mesh)
+        trained = {**trained, **init_head(start.config, key, mesh)}
+        pairs = load_pairs(run.path, "train")
+        step_fn = make_bt_step(
+            encode_alone(pairs, start.tokenizer, cfg.prompt),
+            start.config,
+            cfg.compute,
+            cfg.bt,
+            pad_id=start.tokenizer.pad_id,
+            seed=cfg.seed,
+            mesh=mesh,
+            trainable=cfg.train,
+            frozen=frozen,
+        )
+        optimizer = make_optimizer(cfg.bt.optimizer, cfg.bt.steps)
+        checkpoints = Checkpoints(folder / "checkpoints")
+        try:
+            state = train(
+                NAME,
+                init_state(trained, optimizer, key, mesh),
+                step_fn,
+                num_steps=cfg.bt.steps,
+                save_every=cfg.bt.save_every,
+                checkpoints=checkpoints,
+                writer=lambda first: MetricsWriter(folder, first),
+                show="reward/accuracy",
+                watch=_dev_watch(cfg, run, start, mesh, frozen),
+                profile=cfg.profile,
+            )
+        finally:
+            checkpoints.close()
+        merged = merge(state.params, frozen, cfg.train)
+        save_model(folder / "model", replace(start, params=merged))
+
+
+def encode_alone(
+    pairs: Sequence[Pair], tokenizer: Tokenizer, prompt: PromptConfig
+) -> list[PromptPair]:
+    """The prompts that show a pair's chosen and its rejected text alone."""
+    chosen = encode_pairs(pairs, ["AB"] * len(pairs), tokenizer, prompt.alone)
+    rejected = encode_pairs(pairs, ["BA"] * len(pairs), tokenizer, prompt.alone)
+    return list(zip(chosen, rejected, strict=True))
+
+
+def _judge_of(cfg: RunConfig, model: Model, mesh: Mesh) -> JudgePairs:
+    return make_scalar_judge(
+        model.config,
+        cfg.eval,
+        tokenizer=model.tokenizer,
+        prompt=cfg.prompt,
+        compute=cfg.compute,
+        seed=cfg.seed,
+        mesh=mesh,
+    )
+
+
+def _dev_watch(cfg: RunConfig, run: RunFolder, model: Model, mesh: Mesh, frozen: Params) -> Watch:
+    """Accuracy on all pairs of dev authors: two short forward passes a pair."""
+    pairs = load_pairs(run.path, "dev")
+    judge = _judge_of(cfg, model, mesh)
+
+    def evaluate(params: Params) -> float:
+        credits = list(
+            map(judgement_credit, judge(join(params, frozen, cfg.train), pairs, "dev", NAME))
+        )
+        return sum(credits) / len(credits)
+
+    return Watch(cfg.bt.eval_every if pairs else 0, evaluate, patience=cfg.bt.patience)
+
+
+def main(args: Sequence[str]) -> None:
+    """The command line."""
+    cfg = parse_run(PRESETS, "python -m experiments.bt", args)
+    run, mesh = prepare(cfg)
+    with jax.set_mesh(mesh):
+        if not run.is_done(NAME):
+            run_bt(cfg, run, base_model(cfg, run, mesh), mesh)
+        folder = run.path / "evaluation"
+        score_sets(cfg, run, own_sets(cfg, run), mesh, folder, only=NAME)
+    if is_main():
+        for name, judged in read_sets([folder]).items():
+            Console().print(f"{name}:", accuracy_table(judged.rows()))
+    print(f"bt: the model is in {run.path / NAME / 'model'}")
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

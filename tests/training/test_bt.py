@@ -1,0 +1,236 @@
+"""The Bradley-Terry reward model: its loss by hand and by finite differences, on a mesh, after a
+kill, and on pairs that anybody tells apart."""
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from small_model import hidden_states, random_params, small_model
+
+from persrm_jax.checkpoint import Checkpoints
+from persrm_jax.metrics import MetricsWriter
+from persrm_jax.models.config import ComputeConfig
+from persrm_jax.models.load import Model, load_model, save_model
+from persrm_jax.models.params import Params, init_params, param_shardings
+from persrm_jax.models.reward import HEAD, init_head, load_reward_model, rewards
+from persrm_jax.models.trainable import TrainableConfig, merge, split
+from persrm_jax.sharding import MeshShape, make_mesh
+from persrm_jax.tokenizer import train_tokenizer
+from persrm_jax.training.bt import BtConfig, make_bt_loss, make_bt_step, pair_batch
+from persrm_jax.training.guard import StepLog
+from persrm_jax.training.loop import StepFn, Watch, train
+from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer
+from persrm_jax.training.step import TrainState, init_state
+
+MODEL = small_model(vocab_size=64, max_positions=128)
+COMPUTE = ComputeConfig()
+CFG = BtConfig(
+    steps=6,
+    batch_size=8,
+    optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=1),
+    save_every=4,
+)
+RNG = np.random.default_rng(0)
+
+
+def prompts(count: int) -> list[tuple[list[int], list[int]]]:
+    """A chosen prompt holds the token 5, a rejected one does not; nothing else tells them apart."""
+    found = []
+    for _ in range(count):
+        chosen, rejected = (RNG.integers(6, 64, RNG.integers(4, 12)).tolist() for _ in range(2))
+        chosen[int(RNG.integers(len(chosen)))] = 5
+        found.append((chosen, rejected))
+    return found
+
+
+PROMPTS = prompts(40)
+
+
+def with_head(params: Params, scale: float = 0.1) -> Params:
+    weight = scale * np.random.default_rng(1).standard_normal(MODEL.width)
+    return {**params, HEAD: {"weight": jnp.asarray(weight, jnp.float32)}}
+
+
+def one_by_one(params: Params, ids: list[int]) -> float:
+    """The reward of a prompt without padding, in NumPy from the hidden state on."""
+    hidden = np.asarray(hidden_states(params, MODEL, np.array([ids]))[0, -1], np.float64)
+    return float(hidden @ np.asarray(params[HEAD]["weight"], np.float64))
+
+
+def test_rewards_are_the_heads_of_the_last_hidden_states() -> None:
+    params = with_head(random_params(MODEL))
+    tokens, mask = pair_batch(PROMPTS[:3], pad_id=0, length=32)
+    found = jax.jit(rewards, static_argnums=1)(
+        params, MODEL, jnp.asarray(tokens.reshape(6, 32)), jnp.asarray(mask.reshape(6, 32))
+    )
+    expected = [one_by_one(params, ids) for pair in PROMPTS[:3] for ids in pair]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_equals_the_hand_worked_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards 2 and 1, 0 and 0, -1 and 0.5: -log sigmoid of 1, 0 and -1.5."""
+    given = jnp.array([2.0, 1.0, 0.0, 0.0, -1.0, 0.5])
+    monkeypatch.setattr("persrm_jax.training.bt.rewards", lambda *args: given)
+    batch = jax.tree.map(jnp.asarray, pair_batch(PROMPTS[:3], pad_id=0, length=32))
+    loss, metrics = make_bt_loss(MODEL, COMPUTE)({}, batch)
+    assert float(loss) == pytest.approx((0.3132617 + 0.6931472 + 1.7014133) / 3, rel=1e-6)
+    assert float(metrics["reward/accuracy"]) == pytest.approx(1.5 / 3)
+    assert float(metrics["reward/margin"]) == pytest.approx(-0.5 / 3)
+
+
+def test_the_gradient_equals_finite_differences() -> None:
+    params = with_head(random_params(MODEL))
+    batch = jax.tree.map(jnp.asarray, pair_batch(PROMPTS[:4], pad_id=0, length=32))
+    loss = jax.jit(lambda p: make_bt_loss(MODEL, COMPUTE)(p, batch)[0])
+    gradient = jax.jit(jax.grad(loss))(params)
+    norm = float(jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient))))
+
+    def moved(step: float) -> float:
+        """Along the gradient, whose slope is its norm."""
+        return float(loss(jax.tree.map(lambda p, g: p + step * g / norm, params, gradient)))
+
+    assert (moved(1e-2) - moved(-1e-2)) / 2e-2 == pytest.approx(norm, rel=2e-2)
+    margins = np.array([one_by_one(params, c) - one_by_one(params, r) for c, r in PROMPTS[:4]])
+    assert moved(0.0) == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-4)
+    # d loss / d w = mean of -(1 - sigmoid(margin)) (h_chosen - h_rejected)
+    states = [
+        [np.asarray(hidden_states(params, MODEL, np.array([ids]))[0, -1]) for ids in pair]
+        for pair in PROMPTS[:4]
+    ]
+    by_hand = -np.mean(
+        [(c - r) / (1 + np.exp(m)) for (c, r), m in zip(states, margins, strict=True)], axis=0
+    )
+    np.testing.assert_allclose(gradient[HEAD]["weight"], by_hand, rtol=1e-3, atol=1e-5)
+
+
+def start(mesh: Mesh, cfg: BtConfig = CFG) -> TrainState:
+    key = jax.random.key(0)
+    params = {**init_params(MODEL, key, mesh), **init_head(MODEL, key, mesh)}
+    return init_state(params, make_optimizer(cfg.optimizer, cfg.steps), key, mesh)
+
+
+def step_of(mesh: Mesh, cfg: BtConfig = CFG, **options: Any) -> StepFn:
+    return make_bt_step(PROMPTS, MODEL, COMPUTE, cfg, pad_id=0, seed=3, mesh=mesh, **options)
+
+
+def run(mesh: Mesh, cfg: BtConfig) -> tuple[TrainState, list[dict[str, float]]]:
+    state, step_fn, logs = start(mesh, cfg), step_of(mesh, cfg), []
+    with jax.set_mesh(mesh):
+        for step in range(cfg.steps):
+            state, log = step_fn(state, step)
+            logs.append(dict(log.scalars))
+    return state, logs
+
+
+def test_a_mesh_and_parts_train_as_one_device_does(mesh: Mesh) -> None:
+    cfg = dataclasses.replace(CFG, steps=3)
+    state, logs = run(mesh, cfg)
+    many = make_mesh(MeshShape(8, 1))
+    others = [run(many, cfg), run(mesh, dataclasses.replace(cfg, accumulate=4))]
+    for other, found in others:
+        for one, two in zip(logs, found, strict=True):
+            for tag in ("loss/total", "loss/grad_norm", "reward/accuracy", "reward/margin"):
+                assert two[tag] == pytest.approx(one[tag], rel=1e-3, abs=1e-6), tag
+        for one, two in zip(*map(jax.tree.leaves, (state.params, other.params)), strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
+    assert logs[0]["loss/total"] == pytest.approx(np.log(2)), "every reward is 0 at first"
+    assert 0 <= logs[0]["length/padding"] < 1
+
+
+def test_it_learns_what_tells_the_texts_apart(mesh: Mesh) -> None:
+    cfg = dataclasses.replace(CFG, steps=40, optimizer=OptimizerConfig(learning_rate=1e-2))
+    state, logs = run(mesh, cfg)
+    assert logs[0]["reward/accuracy"] == 0.5
+    assert np.mean([log["reward/accuracy"] for log in logs[-5:]]) > 0.9
+    fresh = pair_batch(prompts(100), pad_id=0, length=32)
+    _, metrics = jax.jit(make_bt_loss(MODEL, COMPUTE))(
+        state.params, jax.tree.map(jnp.asarray, fresh)
+    )
+    assert float(metrics["reward/accuracy"]) > 0.9
+
+
+def trained(folder: Path, mesh: Mesh, step_fn: StepFn) -> TrainState:
+    checkpoints = Checkpoints(folder / "checkpoints")
+    try:
+        return train(
+            "bt",
+            start(mesh),
+            step_fn,
+            num_steps=CFG.steps,
+            save_every=CFG.save_every,
+            checkpoints=checkpoints,
+            writer=lambda first: MetricsWriter(folder, first),
+            show="reward/accuracy",
+            watch=Watch(every=0, evaluate=lambda params: 0.0),
+        )
+    finally:
+        checkpoints.close()
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [(row["step"], row["loss/total"]) for row in map(json.loads, lines)]
+
+
+def test_a_stopped_run_resumes_bit_for_bit(tmp_path: Path, mesh: Mesh) -> None:
+    step_fn, seen = step_of(mesh), []
+
+    def interrupted(state: TrainState, step: int) -> tuple[TrainState, StepLog]:
+        seen.append(step)
+        if step == 2 and len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step_fn(state, step)
+
+    whole = trained(tmp_path / "whole", mesh, step_fn)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "cut", mesh, interrupted)
+    resumed = trained(tmp_path / "cut", mesh, interrupted)
+    assert seen == list(range(CFG.steps)), "no step is done twice"
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    jax.tree.map(np.testing.assert_array_equal, resumed.opt_state, whole.opt_state)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_adapters_and_the_head_are_all_that_trains_with_lora(mesh: Mesh, tmp_path: Path) -> None:
+    lora, key = TrainableConfig(lora_rank=2), jax.random.key(0)
+    base = init_params(MODEL, key, mesh)
+    adapters, frozen = split(base, MODEL, lora, key, mesh)
+    params = {**adapters, **init_head(MODEL, key, mesh)}
+    cfg = dataclasses.replace(CFG, steps=2)
+    state = init_state(params, make_optimizer(cfg.optimizer, cfg.steps), key, mesh)
+    step_fn = step_of(mesh, cfg, trainable=lora, frozen=frozen)
+    for step in range(2):
+        state, _ = step_fn(state, step)
+    assert float(jnp.abs(state.params[HEAD]["weight"]).max()) > 0
+    whole = merge(state.params, frozen, lora)
+    np.testing.assert_array_equal(whole["embed"]["weight"], base["embed"]["weight"])
+    assert not np.array_equal(whole["layers"]["q"]["kernel"], base["layers"]["q"]["kernel"])
+
+    tokenizer = train_tokenizer(["some text"], 259)
+    model = dataclasses.replace(MODEL, vocab_size=320)
+    whole = with_head(init_params(model, key, mesh))
+    save_model(tmp_path / "model", Model(model, whole, tokenizer))
+    many = make_mesh(MeshShape(4, 2))
+    loaded = load_reward_model(tmp_path / "model", many, "float32")
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, whole)
+    assert (
+        loaded.params["layers"]["q"]["kernel"].sharding
+        == (param_shardings(model, many)["layers"]["q"]["kernel"])
+    )
+    with pytest.raises(ValueError, match=r"not a checkpoint of this model.*reward"):
+        load_model(tmp_path / "model", mesh, "float32")
+
+
+def test_what_cannot_be_is_named() -> None:
+    with pytest.raises(ValueError, match=r"--bt.batch-size 0: must be at least 1"):
+        BtConfig(batch_size=0)
+    with pytest.raises(ValueError, match=r"--bt.patience 3: needs --bt.eval-every"):
+        BtConfig(patience=3)
