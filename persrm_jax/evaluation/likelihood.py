@@ -84,7 +84,9 @@ def make_likelihood(
         scores = 10 * np.exp(values)
         if is_gain:
             bare = encode_candidates(pairs, tokenizer, prompt, with_exemplars=False)
-            values = values - mean_logprobs(params, bare)
+            # Batches of other lengths round otherwise: no exemplars, no gain, to the last bit.
+            is_shown = np.array([[bool(pair.exemplars)] for pair in pairs])
+            values = np.where(is_shown, values - mean_logprobs(params, bare), 0.0)
             scores = 10 * expit(values)
         return in_both_orders(pairs, values, scores, condition=condition, label=label, seed=seed)
 
