@@ -154,18 +154,25 @@ def logged(folder: Path, stage: str) -> list[tuple[int, str, float]]:
     ]
 
 
-def shown(folder: Path, stage: str) -> list[tuple[int, str, float]]:
+def shown(folder: Path, stage: str) -> list[tuple[int, str, object]]:
     """The same of what TensorBoard shows."""
-    events = EventAccumulator(
-        str(folder / stage / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}
-    )
+    sizes = {"scalars": 0, "tensors": 0, "histograms": 0}
+    events = EventAccumulator(str(folder / stage / "tensorboard"), size_guidance=sizes)
     events.Reload()
     tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
-    texts = events.Tags()["tensors"]
-    return [(e.step, tag, e.value) for tag in sorted(tags) for e in events.Scalars(tag)] + [
-        (e.step, tag, e.tensor_proto.string_val[0])
-        for tag in sorted(texts)
-        for e in events.Tensors(tag)
+    texts, spreads = events.Tags()["tensors"], events.Tags()["histograms"]
+    return [
+        *((e.step, tag, e.value) for tag in sorted(tags) for e in events.Scalars(tag)),
+        *(
+            (e.step, tag, e.tensor_proto.string_val[0])
+            for tag in sorted(texts)
+            for e in events.Tensors(tag)
+        ),
+        *(
+            (e.step, tag, e.histogram_value)
+            for tag in sorted(spreads)
+            for e in events.Histograms(tag)
+        ),
     ]
 
 
@@ -186,7 +193,7 @@ def compare(one: Path, other: Path) -> list[tuple[str, bool]]:
             (f"{stage}: final parameters", same),
             (f"{stage}: {len(rows):,} values of metrics.jsonl", rows == logged(other, stage)),
             (
-                f"{stage}: {len(shown(one, stage)):,} values and texts of TensorBoard",
+                f"{stage}: {len(shown(one, stage)):,} values, texts and histograms of TensorBoard",
                 shown(one, stage) == shown(other, stage),
             ),
         ]

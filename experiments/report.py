@@ -1,4 +1,4 @@
-"""One run, or several seeds of one, as a table, a figure and `report.md`.
+"""One run, or several seeds of one, as tables, figures, `report.md` and `report.html`.
 
 python -m experiments.report runs/tiny
 python -m experiments.report runs/seed0 runs/seed1 runs/seed2 --out results/tiny
@@ -15,7 +15,8 @@ from rich.console import Console
 
 from persrm_jax import cli
 from persrm_jax.evaluation.conditions import WRONG_AUTHOR
-from persrm_jax.evaluation.judged import Judged, in_main_table, read_judged
+from persrm_jax.evaluation.html import write_html
+from persrm_jax.evaluation.judged import JUDGES, Judged, in_main_table, read_judged
 from persrm_jax.evaluation.report import (
     accuracy_figure,
     accuracy_table,
@@ -23,6 +24,7 @@ from persrm_jax.evaluation.report import (
     markdown_table,
     write_report,
 )
+from persrm_jax.evaluation.samples import Sample, pick_samples
 from persrm_jax.evaluation.statistics import paired_difference
 from persrm_jax.evaluation.tables import (
     Grid,
@@ -33,6 +35,7 @@ from persrm_jax.evaluation.tables import (
     by_votes,
 )
 from persrm_jax.metrics import read_metrics
+from persrm_jax.summaries import write_figures
 
 SETS = {
     "test": "unseen authors",
@@ -97,7 +100,8 @@ def protocol(sets: Mapping[str, Judged]) -> list[Grid]:
 
 
 def report_runs(runs: Sequence[Path], out: Path) -> None:
-    """Prints the tables and writes `report.md`, `accuracy.png` and `curves.png` into `out`."""
+    """Prints the tables and writes `report.md`, `report.html` and their figures into `out`. The
+    accuracies of one run go to its TensorBoard too."""
     folders = [run / "evaluation" / "test" for run in runs]
     for folder in folders:
         if not (folder / "pairs.jsonl").is_file():
@@ -128,6 +132,10 @@ def report_runs(runs: Sequence[Path], out: Path) -> None:
     seeds = ", ".join(str(_config(run)["seed"]) for run in runs)
     title = f"{config['preset']} on {Path(config['data']).name}, seed {seeds}: unseen authors"
     path = write_report(out, title=title, rows=rows, sections=sections, figures=figures)
+    page = write_html(path, samples_of(folders[0]))
+    if len(runs) == 1:
+        board = runs[0] / "evaluation" / "tensorboard"
+        write_figures(board, {"eval/accuracy": out / "accuracy.png"})
     console = Console()
     console.print(accuracy_table(rows))
     for grid in grids:
@@ -136,7 +144,15 @@ def report_runs(runs: Sequence[Path], out: Path) -> None:
         console.print(line, highlight=False)
     for run in runs:
         console.print(_times(run), highlight=False)
-    console.print(f"report: {path}", highlight=False)
+    console.print(f"report: {path}, {page}", highlight=False, soft_wrap=True)
+
+
+def samples_of(folder: Path) -> list[Sample]:
+    """Judgements of an evaluation folder to look at."""
+    judged = read_judged([folder])
+    own = judged.own_condition
+    said = {judge: rows for (judge, c), rows in judged.predictions.items() if c == own}
+    return pick_samples(judged.pairs, {judge: said[judge] for judge in JUDGES if judge in said})
 
 
 def _main_table(folder: Path) -> str:

@@ -1,15 +1,55 @@
-"""Scalars and sampled texts of a run -> TensorBoard and JSON Lines."""
+"""Scalars, histograms and sampled texts of a run -> TensorBoard and JSON Lines."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Float, Int
 from tensorboardX import SummaryWriter
 
 from persrm_jax.distributed import is_main
 from persrm_jax.jsonl import write_text
+
+LAYOUT = {
+    "RFT": {
+        "reward": ["Multiline", ["reward/mean", "reward_part/.*"]],
+        "accuracy and format": [
+            "Multiline",
+            ["reward/accuracy", "reward/format", "eval/dev_accuracy"],
+        ],
+        "KL and entropy": ["Multiline", ["kl/mean", "entropy/mean"]],
+        "clip fractions": ["Multiline", ["ratio/clip_fraction_low", "ratio/clip_fraction_high"]],
+        "groups with a gradient": ["Multiline", ["reward/varied_groups", "reward/kept_groups"]],
+        "lengths": ["Multiline", ["length/completion", "length/longest"]],
+        "time shares": ["Multiline", ["time/rollout_share", "time/train_share"]],
+    },
+    "SFT": {
+        "loss and entropy": ["Multiline", ["loss/total", "entropy/mean"]],
+        "dev accuracy": ["Multiline", ["eval/dev_accuracy"]],
+    },
+}
+"""TensorBoard's tab of custom scalars: the few curves that say how a run is doing, by tag."""
+
+
+class Histogram(NamedTuple):
+    """Values, counted between one edge and the next."""
+
+    edges: Float[np.ndarray, " num_bins+1"]
+    """Ascending and finite."""
+    counts: Int[np.ndarray, " num_bins"]
+
+
+def histogram(values: Any, num_bins: int = 30) -> Histogram | None:
+    """Counts an array's values, but for those that are not finite; None without any."""
+    flat = np.ravel(np.asarray(values, np.float64))
+    flat = flat[np.isfinite(flat)]
+    if not len(flat):
+        return None
+    counts, edges = np.histogram(flat, num_bins)
+    return Histogram(edges, counts)
 
 
 class MetricsWriter:
@@ -37,6 +77,8 @@ class MetricsWriter:
                 filename_suffix=f".{first_step:06d}",
             )
         )
+        if first_step == 0:  # a stage that goes on has it already
+            self._board.add_custom_scalars(LAYOUT)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Logs one step's values."""
@@ -51,6 +93,23 @@ class MetricsWriter:
         """Logs a text that TensorBoard shows as Markdown."""
         if self._writes:
             self._board.add_text(tag, markdown, step)
+
+    def histogram(self, step: int, tag: str, found: Histogram) -> None:
+        """Logs how values are spread, for TensorBoard alone."""
+        if not self._writes:
+            return
+        middles = (found.edges[:-1] + found.edges[1:]) / 2
+        self._board.add_histogram_raw(
+            tag,
+            min=float(found.edges[0]),
+            max=float(found.edges[-1]),
+            num=int(found.counts.sum()),
+            sum=float(found.counts @ middles),
+            sum_squares=float(found.counts @ middles**2),
+            bucket_limits=found.edges[1:].tolist(),
+            bucket_counts=found.counts.tolist(),
+            global_step=step,
+        )
 
     def flush(self) -> None:
         """Hands what was logged to the disk: called before a checkpoint names the step as done."""

@@ -4,14 +4,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.util import tensor_util
 
-from persrm_jax.metrics import MetricsWriter, read_metrics
+from persrm_jax.metrics import LAYOUT, Histogram, MetricsWriter, histogram, read_metrics
 
 
 def _read(folder: Path) -> EventAccumulator:
     """TensorBoard's own reader, with nothing sampled away."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
+    sizes = {"scalars": 0, "tensors": 0, "histograms": 0}
+    events = EventAccumulator(str(folder), size_guidance=sizes)
     events.Reload()
     return events
 
@@ -39,7 +41,7 @@ def test_tensorboard_reads_texts(tmp_path: Path) -> None:
         writer.text(0, "rollout/sample", "first")
         writer.text(10, "rollout/sample", shown)
     events = _read(tmp_path / "tensorboard")
-    assert events.Tags()["tensors"] == ["rollout/sample/text_summary"]
+    assert events.Tags()["tensors"] == ["custom_scalars__config__", "rollout/sample/text_summary"]
     found = events.Tensors("rollout/sample/text_summary")
     texts = [tensor_util.make_ndarray(e.tensor_proto).item().decode() for e in found]
     assert [e.step for e in found] == [0, 10]
@@ -109,3 +111,68 @@ def test_what_is_flushed_is_on_disk(tmp_path: Path) -> None:
         for tag in ("a/x", "a/y"):
             assert [e.step for e in events.Scalars(tag)] == list(range(200))
         assert len(events.Tensors("a/text/text_summary")) == 1
+
+
+def test_values_are_counted_without_those_that_are_missing() -> None:
+    found = histogram([1.0, -1.0, np.nan, 1.0, np.inf, 0.5], num_bins=4)
+    assert found is not None
+    assert found.edges.tolist() == [-1, -0.5, 0, 0.5, 1] and found.counts.tolist() == [1, 0, 0, 3]
+    alike = histogram(np.full((2, 3), 7))
+    assert alike is not None and alike.counts.sum() == 6
+    assert histogram([np.nan]) is None and histogram([]) is None
+
+
+def test_tensorboard_reads_histograms(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=500)
+    with MetricsWriter(tmp_path) as writer:
+        found = histogram(values)
+        assert found is not None
+        writer.histogram(3, "reward/each", found)
+        writer.histogram(8, "ratio/each", Histogram(np.array([0.5, 1, 2.0]), np.array([3, 4])))
+    events = _read(tmp_path / "tensorboard")
+    (read,) = events.Histograms("reward/each")
+    want, edges = np.histogram(values, 30)
+    assert (read.step, read.histogram_value.num) == (3, 500)
+    assert read.histogram_value.min == values.min() and read.histogram_value.max == values.max()
+    assert read.histogram_value.bucket_limit == edges[1:].tolist()
+    assert read.histogram_value.bucket == want.tolist()
+    # The sums are those of the bins' middles, half a bin off at most.
+    width = edges[1] - edges[0]
+    assert read.histogram_value.sum == pytest.approx(values.sum(), abs=500 * width / 2)
+    (ratios,) = events.Histograms("ratio/each")
+    assert ratios.histogram_value.sum == 3 * 0.75 + 4 * 1.5
+    assert ratios.histogram_value.sum_squares == 3 * 0.75**2 + 4 * 1.5**2
+
+
+def _write_histograms(folder: Path, steps: range, first_step: int = 0, offset: int = 0) -> None:
+    with MetricsWriter(folder, first_step) as writer:
+        for step in steps:
+            edges = np.array([0.0, 1.0 + offset])
+            writer.histogram(step, "reward/each", Histogram(edges, np.array([step + 1])))
+
+
+def test_histograms_and_layout_go_on_as_scalars_do(tmp_path: Path) -> None:
+    """After a kill, and where a run starts from nothing again."""
+    _write_histograms(tmp_path, range(6))
+    for first in (4, 0):
+        _write_histograms(tmp_path, range(first, 8), first, offset=1)
+        events = _read(tmp_path / "tensorboard")
+        found = [(e.step, e.histogram_value.max) for e in events.Histograms("reward/each")]
+        assert found == [(step, 1.0 if step < first else 2.0) for step in range(8)]
+        assert len(events.Tensors("custom_scalars__config__")) == 1
+
+
+def test_the_layout_holds_the_charts_that_matter(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path):
+        pass
+    (event,) = _read(tmp_path / "tensorboard").Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(tensor_util.make_ndarray(event.tensor_proto).item())
+    found = {
+        category.title: {chart.title: list(chart.multiline.tag) for chart in category.chart}
+        for category in layout.category
+    }
+    assert found == {
+        category: {title: tags for title, (_, tags) in charts.items()}
+        for category, charts in LAYOUT.items()
+    }

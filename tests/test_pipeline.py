@@ -55,6 +55,8 @@ SMALL = replace(
     rejection_sft=True,
 )
 STAGES = ["data", "sft", "rft", "sft_continued", "sft_rejection", "evaluation"]
+REPORT = ("report", "accuracy", "curves")
+"""Files that are made anew each time, by their stems."""
 ROLLOUTS: list[np.ndarray] = []
 """Completions of every rollout, newest last."""
 
@@ -105,7 +107,7 @@ def _files(folder: Path, stage: str = "") -> dict[str, tuple[int, bytes]]:
     return {
         str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes())
         for p in (folder / stage).rglob("*")
-        if p.is_file() and p.name not in ("report.md", "accuracy.png", "curves.png")
+        if p.is_file() and p.stem not in REPORT and p.suffix != ".figures"
     }
 
 
@@ -118,6 +120,24 @@ def _rows(folder: Path, stage: str) -> list[dict[str, float]]:
     """A stage's metrics without its times."""
     rows = read_metrics(folder / stage / "metrics.jsonl")
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def _events(stage: Path) -> EventAccumulator:
+    """What TensorBoard reads, all of it."""
+    sizes = dict.fromkeys(("scalars", "tensors", "histograms", "images"), 0)
+    events = EventAccumulator(str(stage / "tensorboard"), size_guidance=sizes)
+    events.Reload()
+    return events
+
+
+def _spread(folder: Path, stage: str) -> list[tuple[str, int, object]]:
+    """A stage's histograms."""
+    events = _events(folder / stage)
+    return [
+        (tag, e.step, e.histogram_value)
+        for tag in events.Tags()["histograms"]
+        for e in events.Histograms(tag)
+    ]
 
 
 def _predictions(folder: Path) -> dict[str, list[Prediction]]:
@@ -136,6 +156,7 @@ def test_every_stage_is_done_and_reported(finished: tuple) -> None:
     for figure in ("accuracy.png", "curves.png"):
         assert (out / figure).read_bytes().startswith(b"\x89PNG")
         assert figure in report
+        assert f'alt="{Path(figure).stem}"' in (out / "report.html").read_text()
     assert [row["step"] for row in _rows(out, "sft")] == [0, 1, 2]
     assert [row["step"] for row in _rows(out, "rft")] == [0, 1]
     assert {row["reward/varied_groups"] for row in _rows(out, "rft")} != {0.0}
@@ -175,10 +196,7 @@ def test_the_models_that_were_trained_differ(finished: tuple) -> None:
 
 
 def test_tensorboard_reads_what_rft_logged(finished: tuple) -> None:
-    events = EventAccumulator(
-        str(finished[0].out / "rft" / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}
-    )
-    events.Reload()
+    events = _events(finished[0].out / "rft")
     wanted = {
         "reward/mean",
         "reward/accuracy",
@@ -198,7 +216,10 @@ def test_tensorboard_reads_what_rft_logged(finished: tuple) -> None:
         found = [(e.step, e.value) for e in events.Scalars(tag)]
         assert found == [(row["step"], pytest.approx(row[tag], rel=1e-6)) for row in rows], tag
     texts = events.Tensors("rollout/sample/text_summary")
-    assert texts and b"**Completion**" in texts[0].tensor_proto.string_val[0]
+    assert texts and b"#### Completions" in texts[0].tensor_proto.string_val[0]
+    assert set(events.Tags()["histograms"]) == {"reward/each", "advantage/each", "length/each"}
+    (figure,) = _events(finished[0].out / "evaluation").Images("eval/accuracy")
+    assert figure.encoded_image_string == (finished[0].out / "accuracy.png").read_bytes()
 
 
 def test_running_again_does_nothing(finished: tuple) -> None:
@@ -284,6 +305,7 @@ def test_a_run_that_is_interrupted_everywhere_ends_the_same(
     assert {p.name: p.stat().st_mtime_ns for p in cfg.out.glob("*.jsonl")} == data
     for stage in ("sft", "rft", "sft_continued"):
         assert _rows(cfg.out, stage) == _rows(finished[0].out, stage)
+        assert _spread(cfg.out, stage) == _spread(finished[0].out, stage)
     assert _predictions(cfg.out) == _predictions(finished[0].out)
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from persrm_jax.distributed import fetch, on_main
+from persrm_jax.metrics import Histogram
 
 MAX_SKIPPED = 3
 """Updates in a row that may be skipped as not finite."""
@@ -23,10 +24,11 @@ SMOOTHING = 0.9
 
 @dataclass(frozen=True)
 class StepLog:
-    """What one step leaves behind: scalars, and texts by tag."""
+    """What one step leaves behind: scalars, and now and then texts and histograms, by tag."""
 
     scalars: Mapping[str, float]
     texts: Mapping[str, str] = field(default_factory=dict)
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
     batch: Any = None
     """The arrays of the update, for a look at what was not finite."""
 

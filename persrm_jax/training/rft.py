@@ -43,8 +43,9 @@ from persrm_jax.training.guard import StepLog
 from persrm_jax.training.loop import StepFn
 from persrm_jax.training.optimizer import make_schedule, num_updates
 from persrm_jax.training.rft_config import RftConfig, needs_reference
-from persrm_jax.training.rft_metrics import describe, rollout_flops, rollout_metrics
-from persrm_jax.training.rft_programs import RftBatch, make_rft_programs
+from persrm_jax.training.rft_metrics import rollout_flops, rollout_histograms, rollout_metrics
+from persrm_jax.training.rft_programs import RATIO_COUNTS, RftBatch, make_rft_programs
+from persrm_jax.training.rollout_text import describe
 from persrm_jax.training.step import ALL, TrainState, average, split_parts
 from persrm_jax.types import Groups, Order, Pair
 
@@ -198,10 +199,13 @@ def make_rft_step(
         sampler = place(judged.rollout.logprobs, sharding)
         return RftBatch(drawn.groups, *placed, sampler, drawn.ref_logprobs, old)
 
-    def update(state: TrainState, batch: RftBatch) -> tuple[TrainState, dict[str, float]]:
+    def update(
+        state: TrainState, batch: RftBatch
+    ) -> tuple[TrainState, dict[str, float], list[np.ndarray]]:
+        """With the metrics, and of several updates the counts of each's ratios."""
         if cfg.updates_a_step == 1:
             state, metrics = programs.train(state, batch, frozen)
-            return state, {tag: float(x) for tag, x in jax.device_get(metrics).items()}
+            return state, {tag: float(x) for tag, x in jax.device_get(metrics).items()}, []
         parts = split(batch)
         found: list[Any] = []
         for _ in range(cfg.epochs):
@@ -209,8 +213,10 @@ def make_rft_step(
                 part = jax.tree.map(lambda x, i=i: x[i], parts)
                 state, metrics = programs.train(state, part, frozen)
                 found.append(metrics)
-        read = [{tag: float(x) for tag, x in one.items()} for one in jax.device_get(found)]
-        return state, average(read)
+        found = jax.device_get(found)
+        ratios = [one.pop(RATIO_COUNTS) for one in found]
+        read = [{tag: float(x) for tag, x in one.items()} for one in found]
+        return state, average(read), ratios
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepLog]:
         begin, compiled = time.perf_counter(), num_compilations()
@@ -223,8 +229,9 @@ def make_rft_step(
         jax.block_until_ready((drawn.ref_logprobs, old))
         scored = time.perf_counter()
         batch = make_batch(drawn, old)
+        kept = fetch(batch.kept)
         learning_rate = float(schedule(num_updates(state.opt_state)))
-        state, scalars = update(state, batch)
+        state, scalars, ratios = update(state, batch)
         end = time.perf_counter()
         new = judged.rollout.groups.mask.sum(axis=2)
         prompts = judged.rollout.groups.prompt_mask.sum(axis=1)
@@ -236,7 +243,7 @@ def make_rft_step(
         scalars |= drawn.metrics
         scalars |= {
             "loss/learning_rate": learning_rate,
-            "reward/kept_groups": float(np.mean(fetch(batch.kept))),
+            "reward/kept_groups": float(np.mean(kept)),
             "time/reference_s": scored - scoring,
             "time/train_s": end - scored,
             "time/rollout_share": drawn.metrics["time/rollout_s"] / (end - begin),
@@ -248,10 +255,13 @@ def make_rft_step(
         }
         if drawn.groups.packed is not None:
             scalars["length/padding"] = 1 - num_all / drawn.groups.packed.tokens.size
-        texts = {}
+        texts, histograms = {}, {}
         if step % cfg.text_every == 0 or step == cfg.steps - 1:
-            texts["rollout/sample"] = describe(judged)
-        return state, StepLog(scalars, texts, batch)
+            texts["rollout/sample"] = describe(judged, prompt)
+        if step % cfg.histogram_every == 0 or step == cfg.steps - 1:
+            advantages = fetch(batch.advantages)
+            histograms = rollout_histograms(judged, advantages, kept, ratios)
+        return state, StepLog(scalars, texts, histograms, batch)
 
     return step_fn
 

@@ -61,6 +61,8 @@ class RftConfig:
     """Evaluations without a new best after which training ends with the best; 0: never."""
     text_every: int = 10
     """Steps between rollouts that TensorBoard shows as text."""
+    histogram_every: int = 5
+    """Steps between histograms of rewards, advantages, lengths and ratios in TensorBoard."""
 
     def __post_init__(self) -> None:
         if self.patience and not self.eval_every:
@@ -75,6 +77,8 @@ class RftConfig:
             "rollout_parts",
             "max_rollouts",
             "prompt_buckets",
+            "text_every",
+            "histogram_every",
         ):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")

@@ -1,14 +1,16 @@
 """What a rollout shows of itself."""
 
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 
+from persrm_jax.metrics import Histogram, histogram
 from persrm_jax.models.config import ModelConfig
 from persrm_jax.models.flops import group_flops
 from persrm_jax.rl.rollout import JudgedRollout
-from persrm_jax.types import right_verdict
+from persrm_jax.training.rft_programs import RATIO_EDGES
 
 
 def rollout_metrics(judged: JudgedRollout) -> dict[str, float]:
@@ -40,6 +42,36 @@ def rollout_metrics(judged: JudgedRollout) -> dict[str, float]:
     }
 
 
+def rollout_histograms(
+    judged: JudgedRollout,
+    advantages: Float[np.ndarray, "P G"],
+    kept: Bool[np.ndarray, " P"],
+    ratios: Sequence[Int[np.ndarray, " num_bins"]],
+) -> dict[str, Histogram]:
+    """How rewards, lengths, advantages (of groups in the update) and token ratios are spread.
+
+    Args:
+        ratios: counts between `RATIO_EDGES` of each update; none where a rollout has one update,
+            whose ratios are all 1.
+    """
+    found = {
+        "reward/each": histogram(judged.rewards),
+        "length/each": histogram(judged.rollout.groups.mask.sum(axis=2)),
+        "advantage/each": histogram(advantages[kept]),
+        "ratio/each": ratio_histogram(ratios),
+    }
+    return {tag: one for tag, one in found.items() if one is not None}
+
+
+def ratio_histogram(ratios: Sequence[Int[np.ndarray, " num_bins"]]) -> Histogram | None:
+    """The counts of several updates as one, without the empty bins at both ends."""
+    counts = np.sum(ratios, axis=0) if len(ratios) else np.zeros(1, int)
+    if not counts.any():
+        return None
+    first, last = np.flatnonzero(counts)[[0, -1]]
+    return Histogram(np.array(RATIO_EDGES)[first : last + 2], counts[first : last + 1])
+
+
 def rollout_flops(
     cfg: ModelConfig,
     prompts: Int[np.ndarray, " P"],
@@ -52,13 +84,3 @@ def rollout_flops(
         return group_flops(cfg, prompts, completions)
     G = completions.shape[1]
     return group_flops(cfg, np.repeat(prompts, G), completions.reshape(-1, 1))
-
-
-def describe(judged: JudgedRollout) -> str:
-    """The first question of a rollout and its first completion, as Markdown."""
-    first = judged.records[0]
-    a, b = first.pair.candidates(first.order)
-    parts = [f"**Exemplar** {text}" for text in first.pair.exemplars]
-    parts += [f"**A** {a}", f"**B** {b}", f"**Right** {right_verdict(first.order)}"]
-    parts += [f"**Completion** (reward {judged.rewards[0]:+.1f})", "```", first.text]
-    return "\n\n".join(parts) + "\n```\n"

@@ -1,11 +1,12 @@
 """The compiled parts of reinforcement fine-tuning: rollout, scoring, update."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from kernels.linear_logprob import linear_logprob
 from persrm_jax.models.config import ComputeConfig, ModelConfig
@@ -27,6 +28,11 @@ from persrm_jax.training.step import (
     map_parts,
 )
 from persrm_jax.types import Groups, Totals
+
+RATIO_COUNTS = "ratio/each"
+"""An update's token ratios, counted between `RATIO_EDGES`: no scalar as the other metrics are."""
+RATIO_EDGES = (0.0, *(math.exp(n / 20) for n in range(-20, 21)), 1e3)
+"""5 % apart around 1; what is beyond the last counts as below it."""
 
 
 class RftBatch(NamedTuple):
@@ -97,6 +103,8 @@ def make_rft_loss(
         gap = jnp.where(mask, jnp.abs(drawn - rows(batch.sampler_logprobs)), 0.0)
         metrics["sampler/logprob_gap_mean"] = masked_mean(gap, mask, totals.tokens)
         metrics["sampler/logprob_gap_max"] = jnp.max(gap)
+        if batch.old_logprobs is not None:
+            metrics[RATIO_COUNTS] = count_ratios(logprobs, drawn, mask)
         return loss, metrics
 
     return rft_loss
@@ -105,6 +113,17 @@ def make_rft_loss(
 def count_rollout(batch: RftBatch) -> Totals:
     """Completions of the groups in the update, and their tokens."""
     return Totals(jnp.sum(batch.kept) * batch.counts.shape[1], jnp.sum(batch.counts))
+
+
+def count_ratios(
+    logprobs: Float[Array, "B T"], old: Float[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Int[Array, " num_bins"]:
+    """Tokens whose ratio exp(logprobs - old) lies between one of `RATIO_EDGES` and the next."""
+    # From each edge on: comparisons and sums, which shard and need no scatter.
+    inner = jnp.log(jnp.array(RATIO_EDGES[1:-1]))
+    above = jnp.sum(mask[..., None] & ((logprobs - old)[..., None] >= inner), axis=(0, 1))
+    whole = jnp.concatenate([jnp.sum(mask)[None], above, jnp.zeros(1, above.dtype)])
+    return whole[:-1] - whole[1:]
 
 
 class RftPrograms(NamedTuple):

@@ -23,7 +23,7 @@ from persrm_jax.rl.rollout import (
 )
 from persrm_jax.sampling import Completions, Ending, SamplingConfig, make_generate
 from persrm_jax.tokenizer import Tokenizer, byte_tokenizer
-from persrm_jax.training.rft_metrics import describe, rollout_metrics
+from persrm_jax.training.rft_metrics import rollout_metrics
 from persrm_jax.types import Groups, Pair, Rollout
 
 BYTES = byte_tokenizer()
@@ -325,24 +325,6 @@ def test_a_text_shown_alone_is_rewarded_by_its_place_among_its_rivals(mesh: Mesh
     ):
         assert (f"text: mine {mine}" in text) == (mine is not None)
         assert (f"text: theirs {theirs}" in text) == (theirs is not None)
-
-
-def test_a_described_rollout_shows_its_texts(mesh: Mesh) -> None:
-    def generate(*inputs: object) -> Completions:
-        return _completions([GOOD_B, GOOD_A], 48)
-
-    pair = _pair(7, "BA")
-    judged = _judged(
-        {},
-        generate,
-        [pair],
-        2,
-        reward=RewardConfig(),
-        mesh=mesh,
-    )
-    text = describe(judged)
-    for shown in ("hey", "**A** theirs 7", "**B** mine 7", "**Right** B", GOOD_B, "reward +1.0"):
-        assert shown in text
 
 
 def test_the_pad_id_is_never_an_end_id() -> None:

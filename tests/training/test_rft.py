@@ -151,6 +151,7 @@ def step_log(mesh: Mesh, params: Params) -> list[StepLog]:
         reward=RewardConfig(),
         optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup_steps=1),
         text_every=2,
+        histogram_every=2,
     )
     step_fn = make_rft_step(
         _pairs(),
@@ -192,6 +193,14 @@ def test_texts_come_every_so_often_and_at_the_end(step_log: list[StepLog]) -> No
     assert [list(log.texts) for log in step_log] == [["rollout/sample"], [], ["rollout/sample"]]
     chosen = _pairs()[int(batch_indices(5, 2, 0, 4)[0])]
     assert chosen.chosen in step_log[0].texts["rollout/sample"]
+
+
+def test_histograms_come_every_so_often_and_at_the_end(step_log: list[StepLog]) -> None:
+    """The ratios of one update are all 1, and are not shown."""
+    wanted = ["reward/each", "length/each", "advantage/each"]
+    assert [list(log.histograms) for log in step_log] == [wanted, [], wanted]
+    found = step_log[0].histograms
+    assert {tag: int(one.counts.sum()) for tag, one in found.items()} == dict.fromkeys(wanted, 8)
 
 
 @pytest.mark.parametrize(("kl_coef", "with_reference"), [(0.1, False), (0.0, True)])

@@ -23,7 +23,13 @@ from persrm_jax.training.guard import StepLog
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer, num_updates
 from persrm_jax.training.rft import make_rft_step, prompt_lengths
 from persrm_jax.training.rft_config import RftConfig
-from persrm_jax.training.rft_programs import RftBatch, make_rft_programs
+from persrm_jax.training.rft_metrics import ratio_histogram
+from persrm_jax.training.rft_programs import (
+    RATIO_EDGES,
+    RftBatch,
+    count_ratios,
+    make_rft_programs,
+)
 from persrm_jax.training.step import TrainState, average, init_state, split_parts
 from persrm_jax.types import Pair
 
@@ -111,6 +117,11 @@ def test_a_rollout_has_an_update_for_each_mini_batch_and_epoch(mesh: Mesh, param
     assert gap.max() < 1e-4, "before the first update the policy is the sampler's"
     assert log.scalars["sampler/logprob_gap_max"] == pytest.approx(gap.max(), abs=1e-6)
     assert log.scalars["ratio/max"] > 1.001 and log.scalars["ratio/min"] < 0.999
+    ratios = log.histograms["ratio/each"]
+    counted = int(batch.counts.sum())
+    assert ratios.counts.sum() == 2 * counted, "every token of each epoch"
+    assert ratios.edges[0] <= log.scalars["ratio/min"] < ratios.edges[1]
+    assert ratios.edges[-2] <= log.scalars["ratio/max"] < ratios.edges[-1]
 
     # The same by hand.
     programs = make_rft_programs(SMALL, ComputeConfig(), cfg, NO_KL, ending=Ending((1,), 0))
@@ -125,6 +136,23 @@ def test_a_rollout_has_an_update_for_each_mini_batch_and_epoch(mesh: Mesh, param
         norms.append(float(metrics["loss/grad_norm"]))
     assert_close(state.params, want.params)
     assert log.scalars["loss/grad_norm"] == pytest.approx(np.mean(norms), rel=1e-4)
+
+
+def test_ratios_are_counted_between_their_edges() -> None:
+    """As NumPy counts them."""
+    rng = np.random.default_rng(0)
+    old, mask = rng.normal(-3, 1, (4, 50)), rng.random((4, 50)) < 0.7
+    gap = rng.normal(0, 0.8, (4, 50))
+    found = count_ratios(
+        jnp.asarray(old + gap, jnp.float32), jnp.asarray(old, jnp.float32), jnp.asarray(mask)
+    )
+    want, _ = np.histogram(np.exp(gap)[mask], RATIO_EDGES)
+    assert np.asarray(found).tolist() == want.tolist() and want[0] and want[-1]
+    trimmed = ratio_histogram([np.array([0, 2, 0, 1, 0]), np.array([0, 1, 0, 0, 0])])
+    assert trimmed is not None
+    assert trimmed.counts.tolist() == [3, 0, 1]
+    assert trimmed.edges.tolist() == list(RATIO_EDGES[1:5])
+    assert ratio_histogram([]) is None
 
 
 def test_one_update_is_the_mean_over_its_mini_batches_where_nothing_is_learnt(
