@@ -8,12 +8,14 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.report import fenced
-from experiments.sweeps import Sweep
+from experiments.sweeps import Flags, Sweep
+from persrm_jax.evaluation.html import write_html
 from persrm_jax.evaluation.judged import Judged, read_judged
 from persrm_jax.evaluation.report import Row, accuracy_figure, accuracy_table, write_report
 from persrm_jax.evaluation.statistics import Difference, holm, paired_difference, summarize
 from persrm_jax.evaluation.tables import Grid, across
 from persrm_jax.runs import provenance
+from persrm_jax.summaries import Value, write_hparams
 from persrm_jax.types import Prediction
 
 RIVALS = {"sft": "sft", "sft_continued": "sft, continued", "sft_rejection": "sft, own answers"}
@@ -202,8 +204,44 @@ def kinds(runs: Runs, sweep: Sweep) -> Grid | None:
     return across("By kind of rejected text", columns) if len(columns) > 1 else None
 
 
+def write_sessions(runs: Runs, sweep: Sweep) -> None:
+    """A session of TensorBoard's HParams tab in each run's folder: its flags, and how it ended."""
+    for row, folders in runs.items():
+        for seed, folder in folders.items():
+            starts = runs[sweep.first] if sweep.shares_sft else folders
+            judged = _test([folder])
+            accuracy = summarize(_own(judged, "rft"), judged.pairs).mean
+            metrics = {
+                "eval/test_accuracy": accuracy,
+                "eval/dev_accuracy": _dev([folder], "rft")[0],
+            }
+            if seed in starts:
+                compared = _compare([folder], "rft", [starts[seed]], "sft")
+                metrics |= {"eval/gain_over_sft": compared.whole.mean} if compared else {}
+            hparams = {"row": row, "seed": seed, **_settings(sweep.rows[row])}
+            write_hparams(folder / "hparams", hparams, metrics)
+
+
+def _settings(flags: Flags) -> dict[str, Value]:
+    """Flags by name: `--rft.group-size 8` is a number, `--prompt.no-think` true."""
+    found: dict[str, Value] = {}
+    name = ""
+    for word in flags:
+        if word.startswith("--"):
+            name = word.removeprefix("--")
+            found[name] = True
+        else:
+            said = word if found[name] is True else f"{found[name]} {word}"
+            try:
+                found[name] = float(said)
+            except ValueError:
+                found[name] = said
+    return found
+
+
 def report_sweep(runs: Runs, sweep: Sweep, *, title: str, command: str, out: Path) -> None:
-    """Prints the tables, and writes `report.md` and `accuracy.png` into `out`."""
+    """Prints the tables, and writes `report.md`, `report.html` and `accuracy.png` into `out`, and a
+    session of the HParams tab into each run."""
     found = collect(runs, sweep)
     rows = [row.accuracy for row in found]
     out.mkdir(parents=True, exist_ok=True)
@@ -218,8 +256,10 @@ def report_sweep(runs: Runs, sweep: Sweep, *, title: str, command: str, out: Pat
     named = f"seed{'s' * (len(first) > 1)} {', '.join(map(str, first))}"
     title = f"{title}: unseen authors, {named}"
     path = write_report(out, title=title, rows=rows, sections=sections, figures=["accuracy.png"])
+    page = write_html(path)
+    write_sessions(runs, sweep)
     console = Console()
     console.print(accuracy_table(rows))
     for grid in grids:
         console.print(grid.rich())
-    console.print(f"report: {path}", highlight=False)
+    console.print(f"report: {path}, {page}", highlight=False, soft_wrap=True)

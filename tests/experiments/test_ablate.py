@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from google.protobuf import json_format
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from experiments.ablate import AblateConfig, core_shares, jobs_of, main, run_jobs
 from experiments.presets import PRESETS, parse_run
-from experiments.sweep_report import Compared, collect, differences, gains
+from experiments.sweep_report import Compared, collect, differences, gains, write_sessions
 from experiments.sweeps import RFT_ALONE, SWEEPS, Sweep, make_sweep
 from persrm_jax.evaluation.statistics import Difference
 from persrm_jax.jsonl import write_records
@@ -167,6 +170,31 @@ def test_only_what_all_seeds_and_holm_agree_on_is_real() -> None:
     assert Compared(whole, [0.1, 0.2], p=0.04).is_real
     assert not Compared(whole, [0.1, -0.01], p=0.04).is_real
     assert not Compared(whole, [0.1, 0.2], p=0.06).is_real
+
+
+def test_each_run_is_a_session_of_hparams(tmp_path: Path) -> None:
+    sets = {name: {"sft": [1, 0], "rft": [1, 1]} for name in ("test", "dev")}
+    alone = {name: {"rft": [1, 0]} for name in ("test", "dev")}
+    rows = {"a": ("--rft.group-size", "8", "--variant", "grpo"), "b": ("--prompt.no-think",)}
+    runs = {"a": {0: _run(tmp_path / "a", 1.0, sets)}, "b": {0: _run(tmp_path / "b", 1.0, alone)}}
+    write_sessions(runs, Sweep(rows, shares_sft=True))
+    wanted = {"a": (1.0, 1.0, 0.25), "b": (0.75, 0.75, 0.0)}
+    for row, (test, dev, gain) in wanted.items():
+        events = EventAccumulator(str(runs[row][0] / "hparams"))
+        events.Reload()
+        found = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
+        assert found == {
+            "eval/test_accuracy": test,
+            "eval/dev_accuracy": dev,
+            "eval/gain_over_sft": gain,
+        }
+        content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+        start = HParamsPluginData.FromString(content).session_start_info
+        hparams = {name: json_format.MessageToDict(value) for name, value in start.hparams.items()}
+        flags = (
+            {"rft.group-size": 8.0, "variant": "grpo"} if row == "a" else {"prompt.no-think": True}
+        )
+        assert hparams == {"row": row, "seed": 0.0, **flags}
 
 
 def test_runs_on_other_pairs_are_not_compared(tmp_path: Path) -> None:
