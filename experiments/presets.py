@@ -128,12 +128,12 @@ TINY = RunConfig(
         eval_every=20,
     ),
     bt=BtConfig(
-        steps=1000,
+        steps=400,
         batch_size=32,
         optimizer=OptimizerConfig(learning_rate=1e-3, schedule="constant", warmup_steps=20),
         save_every=100,
         eval_every=50,
-        patience=10,
+        patience=3,
     ),
     eval=EvalConfig(batch_size=64, sampling=SamplingConfig(max_new_tokens=64, temperature=0.0)),
 )
@@ -141,7 +141,9 @@ TINY = RunConfig(
 # The paper's SFT (arXiv 2508.14076) and RM-R1's GRPO (arXiv 2505.02387): batch 128, learning rate
 # 5e-6, 1 epoch; 7 rollouts at temperature 1, 1e-6 constant, clip 0.2, KL 1e-3 with k3. RM-R1 takes
 # 1,024 prompts a rollout in mini-batches of 128; these presets have one update a rollout, so 128
-# prompts: --rft.prompts 1024 --rft.mini-batches 8 is RM-R1's.
+# prompts: --rft.prompts 1024 --rft.mini-batches 8 is RM-R1's. The scalar reward model is trained as
+# InstructGPT's (arXiv 2203.02155, appendix C.2): 1 epoch, batch 64, 9e-6, down to a tenth by a
+# cosine.
 _PAPER = RunConfig(
     preset="qwen2.5-7b",
     model="Qwen/Qwen2.5-7B-Instruct",
@@ -162,7 +164,7 @@ _PAPER = RunConfig(
         optimizer=OptimizerConfig(learning_rate=1e-6, schedule="constant", warmup_steps=0),
     ),
     loss=LossConfig(clip_low=0.2, clip_high=0.2, kl_coef=1e-3, kl_estimator="k3"),
-    bt=BtConfig(steps=100, batch_size=128, optimizer=OptimizerConfig(learning_rate=5e-6)),
+    bt=BtConfig(steps=200, batch_size=64, optimizer=OptimizerConfig(learning_rate=9e-6)),
     eval=EvalConfig(batch_size=128, sampling=SamplingConfig(max_new_tokens=8192, temperature=0.0)),
 )
 
@@ -192,6 +194,13 @@ SMOLLM2 = replace(
         sampling=SamplingConfig(max_new_tokens=224),
         optimizer=OptimizerConfig(learning_rate=1e-5, schedule="constant", warmup_steps=2),
         save_every=10,
+    ),
+    bt=BtConfig(
+        steps=125,
+        batch_size=16,
+        optimizer=OptimizerConfig(learning_rate=5e-5),
+        save_every=25,
+        eval_every=25,
     ),
     eval=EvalConfig(batch_size=16, sampling=SamplingConfig(max_new_tokens=224, temperature=0.0)),
 )
