@@ -1,5 +1,7 @@
 """Planted corpora: each baseline sees its own feature and is blind to the others."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from persrm_jax.evaluation.baselines import (
     BASELINES,
     FUNCTION_WORDS,
     PUNCTUATION,
+    WITHOUT_EXEMPLARS,
     baseline_predictions,
     style_features,
 )
@@ -158,8 +161,20 @@ def test_tiny_and_empty_texts_warn_of_nothing(name: str, fit_texts: list[str]) -
     ]
     rows = baseline_predictions(name, pairs, fit_texts, "1")
     assert all(np.isfinite([r.score_a, r.score_b]).all() for r in rows)
-    assert rows[4].verdict == rows[5].verdict == "tie"  # without exemplars nothing can be told
+    if name not in WITHOUT_EXEMPLARS:
+        assert rows[4].verdict == rows[5].verdict == "tie"  # without exemplars nothing can be told
     assert baseline_predictions(name, [], fit_texts, "1") == []
+
+
+def test_the_longer_and_the_shorter_text_win_whoever_wrote_them() -> None:
+    pair = make_pair(0, ["one"], "two words", "a text of six words here")
+    for exemplars in (("one",), ("a person who writes at length",)):
+        shown = replace(pair, exemplars=exemplars)
+        assert accuracy("longer", [shown], ["x"]) == 0.0
+        assert accuracy("shorter", [shown], ["x"]) == 1.0
+    rows = baseline_predictions("longer", [pair], ["x"], "1")
+    assert (rows[0].score_a, rows[0].score_b) == (2.5, 7.5)
+    assert accuracy("longer", [make_pair(0, [], "two words", "words two")], ["x"]) == 0.5
 
 
 def test_terms_in_one_text_serve_where_none_is_in_two() -> None:

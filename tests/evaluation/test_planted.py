@@ -13,7 +13,7 @@ from persrm_jax.data.splits import PairConfig
 from persrm_jax.evaluation.audit import audit
 from persrm_jax.evaluation.baselines import baseline_predictions
 from persrm_jax.evaluation.report import COLUMNS, Row, markdown_table
-from persrm_jax.evaluation.statistics import Accuracy, paired_difference, summarize
+from persrm_jax.evaluation.statistics import Accuracy, Difference, paired_difference, summarize
 from persrm_jax.types import Order, Pair, Prediction, Verdict
 
 DOCUMENTS = make_personas(PersonaConfig(num_personas=40, texts=8, clauses=6), 1)
@@ -55,9 +55,7 @@ def by(number: Callable[[str], float]) -> Scorer:
     return score
 
 
-def with_control(
-    scorer: Scorer, pairs: Sequence[Pair]
-) -> tuple[Accuracy, Accuracy, tuple[float, float, float]]:
+def with_control(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[Accuracy, Accuracy, Difference]:
     """Accuracy with the person's exemplars, with a third author's, and their difference."""
     own = judged(scorer, pairs)
     wrong = judged(scorer, with_wrong_author(pairs, 5), WRONG)
@@ -98,7 +96,7 @@ def test_a_scorer_that_reads_length() -> None:
     reader = by(lambda text: len(text.split()))
     own, wrong, difference = with_control(reader, cut)
     assert own.mean == wrong.mean > 0.9
-    assert difference == (0.0, 0.0, 0.0)
+    assert difference == (0.0, 0.0, 0.0, 1.0)
     texts = [document.text for document in DOCUMENTS]
     baseline = summarize(baseline_predictions("length", cut, texts, OWN), cut)
     assert baseline.mean > 0.8 and baseline.low > 0.5
@@ -115,7 +113,7 @@ def test_a_scorer_that_ignores_the_exemplars() -> None:
     likes = by(lambda text: text.count("!"))
     right = [likes(pair, "AB") == "A" for pair in PAIRS]
     pairs = [p for i, p in enumerate(PAIRS) if right[i] or i % 3 == 0]
-    own, wrong, (mean, low, high) = with_control(likes, pairs)
+    own, wrong, (mean, low, high, _) = with_control(likes, pairs)
     assert own.low > 0.5 and own.mean == wrong.mean
     assert covers((low, high), 0.0) and mean == 0.0
     assert own.consistency == pytest.approx(1 - own.tie_rate)
@@ -149,7 +147,7 @@ def knows_the_people() -> Scorer:
 
 
 def test_a_perfect_scorer_is_at_chance_with_a_wrong_authors_exemplars() -> None:
-    own, wrong, (mean, low, _) = with_control(knows_the_people(), PAIRS)
+    own, wrong, (mean, low, _, _) = with_control(knows_the_people(), PAIRS)
     assert (own.mean, own.low, own.high) == (1.0, 1.0, 1.0)
     assert (own.consistency, own.both_right) == (1.0, 1.0)
     assert shown(own)["accuracy [95 % interval]"] == "1.000 [1.000, 1.000]"
@@ -161,7 +159,7 @@ def test_a_perfect_scorer_is_at_chance_with_a_wrong_authors_exemplars() -> None:
 def test_a_random_scorer() -> None:
     rng = np.random.default_rng(7)
     sides: tuple[Verdict, Verdict] = ("A", "B")
-    own, wrong, (_, low, high) = with_control(lambda pair, order: sides[rng.integers(2)], PAIRS)
+    own, wrong, (_, low, high, _) = with_control(lambda pair, order: sides[rng.integers(2)], PAIRS)
     for found in (own, wrong):
         assert covers((found.low, found.high), 0.5)
         assert found.consistency == pytest.approx(0.5, abs=0.1)

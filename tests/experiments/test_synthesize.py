@@ -234,11 +234,11 @@ def test_domains_that_are_kept_from_training(tmp_path: Path) -> None:
     rng = random.Random(1)
     with source.open("w") as file:
         for author in range(9):
-            for i in range(16):
+            for i in range(18):
                 said = " ".join(rng.choices(WORDS, k=rng.randrange(30, 50)))
                 row = {
                     "author": f"Ann {author}",
-                    "domain": "mail" if i % 4 else "blog",
+                    "domain": "mail" if i % 3 else "blog",
                     "text": said,
                 }
                 file.write(json.dumps(row) + "\n")
@@ -249,7 +249,7 @@ def test_domains_that_are_kept_from_training(tmp_path: Path) -> None:
     away = {
         d.doc_id for d in read_records(tmp_path / "run" / "documents_elsewhere.jsonl", Document)
     }
-    assert len(away) == 9 * 4
+    assert len(away) == 9 * 6
     main = read_records(tmp_path / "run" / "pairs.jsonl", Pair)
     known = {pair.author for pair in main if pair.author_split != "test"}
     pairs = read_records(tmp_path / "run" / "pairs_elsewhere.jsonl", Pair)
