@@ -50,6 +50,9 @@ class ServeConfig:
     max_prompt_tokens: int | None = None
     """Longest prompt; as in the run where none is given. A shorter one means fewer programs to
     compile before the service is ready."""
+    share_exemplars: bool = False
+    """Read the exemplars of a request that fills a batch once. Saves most of its time where they
+    are long; its programs are compiled when they are first needed, while others wait."""
     limit: LimitConfig = field(default_factory=LimitConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     mesh: cli.Mesh = MeshShape(1, 1)
@@ -62,7 +65,7 @@ class ServeConfig:
 
 def load_judge(cfg: ServeConfig) -> Judge:
     """The judge to serve."""
-    use = use_config(cfg.run)
+    use = replace(use_config(cfg.run), share_exemplars=cfg.share_exemplars)
     if cfg.batch_size is not None:
         use = replace(use, batch_size=cfg.batch_size)
     if cfg.max_prompt_tokens is not None:

@@ -17,7 +17,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from persrm_jax.matching import match_table
 from persrm_jax.models.cache import KVCache
 from persrm_jax.models.config import ComputeConfig, ModelConfig
-from persrm_jax.models.decoder import F32, decode_step, prefill, unstack_layers, vocab_weight
+from persrm_jax.models.decoder import (
+    F32,
+    Prefix,
+    decode_step,
+    prefill,
+    unstack_layers,
+    vocab_weight,
+)
 from persrm_jax.models.params import Params
 from persrm_jax.sharding import constrain
 from persrm_jax.tokenizer import Tokenizer
@@ -145,9 +152,11 @@ def make_generate(
     num_samples: int = 1,
     compute: ComputeConfig = F32,
 ) -> Generate:
-    """Returns the jitted `generate(params, tokens [P, S], mask [P, S], keys [P * num_samples])`.
+    """Returns the jitted `generate(params, tokens [P, S], mask [P, S], keys [P * num_samples],
+    prefix=None)`.
 
-    Prompts are padded on the left. Rows of the result are grouped by prompt: row p * num_samples
+    Prompts are padded on the left; what all of them begin with may be given apart, as `prefix`, and
+    is then read once. Rows of the result are grouped by prompt: row p * num_samples
     + g is sample g of prompt p. After its end token a row holds `pad_id` and log-probability 0.
     Log-probabilities are those of the temperature-scaled softmax (at temperature 0 of the plain
     one), whatever was left out of the drawing.
@@ -177,7 +186,11 @@ def make_generate(
 
     @jax.jit
     def generate(
-        params: Params, tokens: jax.Array, mask: jax.Array, keys: jax.Array
+        params: Params,
+        tokens: jax.Array,
+        mask: jax.Array,
+        keys: jax.Array,
+        prefix: Prefix | None = None,
     ) -> Completions:
         P, B = len(tokens), len(tokens) * num_rows
         weight = vocab_weight(params).astype(compute.dtype)
@@ -259,7 +272,7 @@ def make_generate(
                 where=loop.where + recorded,
             )
 
-        first_hidden, cache = prefill(params, cfg, tokens, mask, num_rows, max_new, compute)
+        first_hidden, cache = prefill(params, cfg, tokens, mask, num_rows, max_new, compute, prefix)
         first_hidden = jnp.repeat(first_hidden, num_rows, axis=0)
 
         def body(loop: _Loop) -> _Loop:

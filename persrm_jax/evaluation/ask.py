@@ -17,10 +17,11 @@ from persrm_jax.data.batches import BUCKET, left_pad
 from persrm_jax.data.prompts import PromptConfig
 from persrm_jax.distributed import fetch, place
 from persrm_jax.models.config import ComputeConfig, ModelConfig
+from persrm_jax.models.decoder import Prefix
 from persrm_jax.models.params import Params
 from persrm_jax.rl.rollout import completion_texts, judge_ending
 from persrm_jax.sampling import SamplingConfig, make_generate
-from persrm_jax.sharding import batch_sharding
+from persrm_jax.sharding import batch_sharding, replicated
 from persrm_jax.tokenizer import Tokenizer
 
 KEY_WORDS = 2
@@ -34,7 +35,7 @@ class Reply(NamedTuple):
     tokens: int
 
 
-Ask = Callable[[Params, Sequence[Sequence[int]], np.ndarray], list[Reply]]
+Ask = Callable[..., list[Reply]]
 
 
 def padded(length: int) -> int:
@@ -66,20 +67,28 @@ def make_ask(
     compute: ComputeConfig,
     mesh: Mesh,
 ) -> Ask:
-    """Returns ask(params, prompts, keys) -> replies, of one batch: at most `batch_size` prompts
-    that are padded alike, and the data [prompts, KEY_WORDS] of their threefry keys."""
+    """Returns ask(params, prompts, keys, shared=0) -> replies, of one batch: at most `batch_size`
+    prompts that are padded alike, and the data [prompts, KEY_WORDS] of their threefry keys. Of the
+    first `shared` tokens, which must be the same, the keys and values are worked out once."""
     generate = make_generate(
         model, sampling, judge_ending(sampling, tokenizer, prompt), compute=compute
     )
     sharding = batch_sharding(mesh)
 
-    def ask(params: Params, prompts: Sequence[Sequence[int]], keys: np.ndarray) -> list[Reply]:
+    def ask(
+        params: Params, prompts: Sequence[Sequence[int]], keys: np.ndarray, shared: int = 0
+    ) -> list[Reply]:
+        prefix, prompts = prompts[0][:shared], [ids[shared:] for ids in prompts]
         (length,) = {padded(len(ids)) for ids in prompts}
         # Filled up, so that nothing new is compiled.
         rows = [*range(len(prompts))] + [len(prompts) - 1] * (batch_size - len(prompts))
         tokens, mask = left_pad([prompts[i] for i in rows], tokenizer.pad_id, length)
         wrapped = jax.random.wrap_key_data(jnp.asarray(keys[rows]), impl="threefry2x32")
-        out = fetch(generate(params, *place((tokens, mask, wrapped), sharding)))
+        start = None
+        if shared:
+            read_once = left_pad([prefix], tokenizer.pad_id, padded(shared))
+            start = Prefix(*place(tuple(map(jnp.asarray, read_once)), replicated(mesh)))
+        out = fetch(generate(params, *place((tokens, mask, wrapped), sharding), start))
         real = slice(len(prompts))
         texts = completion_texts(out.tokens[real], out.mask[real], tokenizer)
         return list(map(Reply, texts, out.mask[real].sum(axis=1).tolist()))

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from persrm_jax.evaluation.ask import Reply
-from persrm_jax.evaluation.reward_model import Judge, Question, Request, Score
+from persrm_jax.evaluation.reward_model import Judge, Kind, Question, Request, Score
 
 MAX_PASSED_OVER = 3
 """Batches of other kinds for which a pool that is not full waits."""
@@ -91,8 +91,8 @@ class Batcher:
         self.failure: BaseException | None = None
         self._max_samples, self._on_failure = max_samples, on_failure
         self._arrivals: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._pools: dict[tuple[bool, int], list[_Waiting]] = defaultdict(list)
-        self._passed_over: Counter[tuple[bool, int]] = Counter()
+        self._pools: dict[Kind, list[_Waiting]] = defaultdict(list)
+        self._passed_over: Counter[Kind] = Counter()
         self._lock = threading.Lock()
         self._unanswered = 0
         self._seconds_each = 0.0
@@ -204,6 +204,8 @@ class Batcher:
                 self._close(job)
             pool[:] = [waiting for waiting in pool if not waiting[0].over]
         kinds = [kind for kind, pool in self._pools.items() if pool]
+        for kind in self._pools.keys() - set(kinds):
+            del self._pools[kind], self._passed_over[kind]
         if not kinds:
             return []
         late = [kind for kind in kinds if self._passed_over[kind] >= MAX_PASSED_OVER]

@@ -5,6 +5,7 @@ scores = judge.score(exemplars=["...", "..."], candidates=["...", "...", "..."])
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +16,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from persrm_jax.data.prompts import Judgement, parse_judgement, question_messages, reasoning_of
-from persrm_jax.evaluation.ask import KEY_WORDS, Ask, Reply, like_lengths, make_ask, padded
+from persrm_jax.evaluation.ask import KEY_WORDS, Ask, Reply, make_ask, padded
 from persrm_jax.evaluation.tournament import draw_pairs
 from persrm_jax.evaluation.trained import UseConfig, find_model, use_config
 from persrm_jax.models.load import Model, load_pretrained
 from persrm_jax.sharding import MeshShape, check_mesh, make_mesh
+
+Kind = tuple[bool, int, tuple[int, ...]]
+"""Of a question: drawn or not, to how many tokens it is padded, and what is read once for all."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,13 @@ class Question:
     sample: int
     drawn: bool
     """Whether the answer is drawn, not greedy."""
+    shared: int = 0
+    """The prompt's first tokens that are read once for the whole batch."""
 
     @property
-    def kind(self) -> tuple[bool, int]:
+    def kind(self) -> Kind:
         """Questions of one kind can share a batch."""
-        return self.drawn, padded(len(self.ids))
+        return self.drawn, padded(len(self.ids) - self.shared), self.ids[: self.shared]
 
 
 class Judge:
@@ -188,17 +194,19 @@ class Judge:
             ValueError: as `score`, naming the request.
         """
         asked = [self.questions(request) for request in requests]
-        flat = [(r, q) for r, questions in enumerate(asked) for q in range(len(questions))]
-        replies: list[list[Reply | None]] = [[None] * len(questions) for questions in asked]
-        for drawn in (False, True):
-            mine = [(r, q) for r, q in flat if asked[r][q].drawn == drawn]
-            lengths = [len(asked[r][q].ids) for r, q in mine]
-            for batch in like_lengths(lengths, self.cfg.batch_size):
-                found = self.answer([asked[mine[i][0]][mine[i][1]] for i in batch])
-                for i, reply in zip(batch, found, strict=True):
-                    replies[mine[i][0]][mine[i][1]] = reply
+        alike: dict[Kind, list[tuple[int, int]]] = defaultdict(list)
+        for r, questions in enumerate(asked):
+            for q, question in enumerate(questions):
+                alike[question.kind].append((r, q))
+        replies: list[dict[int, Reply]] = [{} for _ in requests]
+        for members in alike.values():
+            for at in range(0, len(members), self.cfg.batch_size):
+                batch = members[at : at + self.cfg.batch_size]
+                found = self.answer([asked[r][q] for r, q in batch])
+                for (r, q), reply in zip(batch, found, strict=True):
+                    replies[r][q] = reply
         return [
-            self.read(request, questions, [reply for reply in found if reply is not None])
+            self.read(request, questions, [found[q] for q in range(len(questions))])
             for request, questions, found in zip(requests, asked, replies, strict=True)
         ]
 
@@ -224,17 +232,17 @@ class Judge:
             )
         _check_unicode(request, label)
         found = []
+        start = self._start(request)
         for shown in self._shown(len(request.candidates)):
-            texts = [request.candidates[i] for i in shown]
-            messages = question_messages(request.exemplars, texts, request.prompt, cfg)
-            ids = tuple(self.model.tokenizer.encode_chat(messages))
+            ids = self._encode(request, [request.candidates[i] for i in shown])
             if len(ids) > cfg.max_tokens:
                 which = " and ".join(str(i + 1) for i in shown)
                 raise ValueError(
                     f"{label}the prompt with candidate {which} takes {len(ids)} tokens and "
                     f"--prompt.max-tokens is {cfg.max_tokens}; give shorter or fewer texts"
                 )
-            found += [Question(ids, shown, i, request.n > 1) for i in range(request.n)]
+            shared = len(start) if ids[: len(start)] == start else 0
+            found += [Question(ids, shown, i, request.n > 1, shared) for i in range(request.n)]
         return found
 
     def answer(self, questions: Sequence[Question]) -> list[Reply]:
@@ -242,16 +250,18 @@ class Judge:
         keys = np.stack([self._key(question) for question in questions])
         ask = self._ask[questions[0].drawn]
         with jax.set_mesh(self.mesh):
-            return ask(self.model.params, [question.ids for question in questions], keys)
+            prompts = [question.ids for question in questions]
+            return ask(self.model.params, prompts, keys, questions[0].shared)
 
-    def kinds(self, max_samples: int) -> list[tuple[bool, int]]:
-        """Of questions that the limits allow, each of which is a program: the shortest first."""
+    def kinds(self, max_samples: int) -> list[Kind]:
+        """Of questions that the limits allow, each of which is a program: the shortest first. Those
+        of requests whose exemplars are shared come on top."""
         lengths = sorted({padded(i) for i in range(1, self.cfg.prompt.max_tokens + 1)})
-        return [(drawn, n) for drawn in (False, True)[: 1 + (max_samples > 1)] for n in lengths]
+        return [(drawn, n, ()) for drawn in (False, True)[: 1 + (max_samples > 1)] for n in lengths]
 
-    def warm_up(self, kind: tuple[bool, int]) -> None:
+    def warm_up(self, kind: Kind) -> None:
         """Compiles the program of a kind of questions."""
-        drawn, length = kind
+        drawn, length, _ = kind
         filling = self.model.tokenizer.encode("a")[:1] * length
         self.answer([Question(tuple(filling), (0,), 0, drawn)])
 
@@ -282,6 +292,21 @@ class Judge:
                 )
             )
         return scores
+
+    def _encode(self, request: Request, texts: Sequence[str]) -> tuple[int, ...]:
+        messages = question_messages(request.exemplars, texts, request.prompt, self.cfg.prompt)
+        return tuple(self.model.tokenizer.encode_chat(messages))
+
+    def _start(self, request: Request) -> tuple[int, ...]:
+        """What a request's prompts begin with whatever the candidates are, if that is to be read
+        once; nothing for a request that fills no batch."""
+        num_questions = self.num_questions(len(request.candidates), request.n)
+        if not self.cfg.share_exemplars or num_questions < self.cfg.batch_size:
+            return ()
+        sides = 1 if self.cfg.prompt.answer == "score" else 2
+        first, *others = (self._encode(request, [text] * sides) for text in ("a", "1", "\n"))
+        differ = [i for i, ids in enumerate(zip(first, *others, strict=False)) if len(set(ids)) > 1]
+        return first[: differ[0]]
 
     def _shown(self, num_candidates: int) -> list[tuple[int, ...]]:
         """The candidates that each question shows."""

@@ -27,6 +27,8 @@ class UseConfig:
     """Questions that are answered at a time."""
     opponents: int = 8
     """With how many others a pairwise judge compares each candidate, if there are more."""
+    share_exemplars: bool = True
+    """Whether a request that fills a batch has its exemplars read once, not with each question."""
     seed: int = 0
     """Of the samples, and of who meets whom."""
 

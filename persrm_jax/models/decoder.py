@@ -5,7 +5,8 @@ run the same `block`; they differ in what they attend to.
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ REMAT_POLICIES = {
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 """What is kept of a layer, by the name of what is recomputed."""
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+Attend = Callable[..., tuple[jax.Array, Any]]
 
 
 def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], eps: float) -> jax.Array:
@@ -109,19 +110,20 @@ def _scan_layers(
     attend: Attend,
     *,
     remat: Remat = "none",
+    past: Any = None,
 ) -> tuple[jax.Array, Any]:
-    """All layers in one compiled body."""
+    """All layers in one compiled body. `past` is what `attend` is given of each layer."""
     rope = rotation(cfg, positions)
 
-    def step(h: jax.Array, xs: tuple[Params, Any]) -> tuple[jax.Array, Any]:
-        layer, has_rope = xs
+    def step(h: jax.Array, xs: tuple[Params, Any, Any]) -> tuple[jax.Array, Any]:
+        layer, has_rope, past = xs
         here = rope if has_rope is None else rotation_of_layer(rope, has_rope)
-        return block(cfg, layer, h, here, attend)
+        return block(cfg, layer, h, here, attend if past is None else partial(attend, past=past))
 
     has_rope = None if cfg.rope_layers is None else jnp.array(cfg.rope_layers)
     if remat != "none":
         step = jax.checkpoint(step, policy=REMAT_POLICIES[remat])
-    return jax.lax.scan(step, h, (params["layers"], has_rope))
+    return jax.lax.scan(step, h, (params["layers"], has_rope, past))
 
 
 def forward(
@@ -155,6 +157,13 @@ def forward_tokens(
     return rms_norm(h, params["final_norm"]["scale"].astype(h.dtype), cfg.norm_eps)
 
 
+class Prefix(NamedTuple):
+    """The beginning of several prompts, padded on the left."""
+
+    tokens: Int[Array, "1 R"]
+    mask: Bool[Array, "1 R"]
+
+
 def prefill(
     params: Params,
     cfg: ModelConfig,
@@ -163,20 +172,47 @@ def prefill(
     num_samples: int,
     num_new: int,
     compute: ComputeConfig = F32,
+    prefix: Prefix | None = None,
 ) -> tuple[Float[Array, "P D"], KVCache]:
     """Reads left-padded prompts. Returns their last hidden states and a cache with room for
-    `num_samples` completions of each, of `num_new` tokens."""
-    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    `num_samples` completions of each, of `num_new` tokens.
+
+    Args:
+        prefix: what all the prompts begin with and `tokens` leaves out; it is read once.
+    """
+    past = None
+    if prefix is not None:
+        past = _read(params, cfg, *prefix, compute=compute)[1:]
+        mask = jnp.concatenate([jnp.tile(prefix.mask, (len(mask), 1)), mask], axis=1)
+    h, keys, values = _read(params, cfg, tokens, mask, past, compute=compute)
+    last = rms_norm(h[:, -1], params["final_norm"]["scale"].astype(h.dtype), cfg.norm_eps)
+    return last, init_cache(keys, values, mask, num_samples, num_new)
+
+
+def _read(
+    params: Params,
+    cfg: ModelConfig,
+    tokens: Int[Array, "P t"],
+    mask: Bool[Array, "P S"],
+    past: tuple[jax.Array, jax.Array] | None = None,
+    *,
+    compute: ComputeConfig,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Hidden states of the last t of S tokens, and all layers' keys and values of all S. `past` are
+    those of the S - t tokens before, the same for all rows: [L, 1, S - t, K, H]."""
+    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)[:, -tokens.shape[1] :]
     segment_ids = mask.astype(jnp.int32)
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, past: Any = None) -> tuple[jax.Array, Any]:
+        if past is not None:
+            old_k, old_v = (jnp.broadcast_to(x, (len(k), *x.shape[1:])) for x in past)
+            k, v = jnp.concatenate([old_k, k], axis=1), jnp.concatenate([old_v, v], axis=1)
         return attention(q, k, v, segment_ids, compute.attention), (k, v)
 
     h, (keys, values) = _scan_layers(
-        params, cfg, embed(params, tokens, compute.dtype), positions, attend
+        params, cfg, embed(params, tokens, compute.dtype), positions, attend, past=past
     )
-    last = rms_norm(h[:, -1], params["final_norm"]["scale"].astype(h.dtype), cfg.norm_eps)
-    return last, init_cache(keys, values, mask, num_samples, num_new)
+    return h, keys, values
 
 
 def decode_step(

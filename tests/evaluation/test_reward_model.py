@@ -72,6 +72,20 @@ def test_what_is_answered_and_who_wrote_it_are_shown(judge: Judge) -> None:
     assert "xyz" in judge.model.tokenizer.decode(questions[0].ids)
 
 
+def test_exemplars_that_are_read_once_change_nothing(judge: Judge, mesh: Mesh) -> None:
+    texts = ["x" * (i % 7) + "ab"[i % 2] * (i % 5) for i in range(11)]
+    request = Request(tuple(EXEMPLARS), tuple(texts), "a prompt", 2)
+    questions = judge.questions(request)
+    assert len(questions) >= judge.cfg.batch_size, "or it would not be worth it"
+    start = judge.model.tokenizer.decode(list(questions[0].ids[: questions[0].shared]))
+    assert start.endswith("abc xx\ntext:")
+    whole = Judge(judge.model, replace(judge.cfg, share_exemplars=False), mesh)
+    assert {q.shared for q in whole.questions(request)} == {0}
+    assert judge.score_many([request]) == whole.score_many([request])
+    greedy = judge.score(EXEMPLARS, texts)
+    assert [s.score for s in greedy] == [planted_score(EXEMPLARS, text) for text in texts]
+
+
 def test_a_score_does_not_depend_on_what_else_is_asked(judge: Judge) -> None:
     requests = [
         Request(tuple(EXEMPLARS), tuple(CANDIDATES[: 1 + i % 5]), "", 1 + i % 3) for i in range(9)

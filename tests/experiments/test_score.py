@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [
         {"id": "plain", "text": "abc def"},
         {"id": 7, "text": "xxxx abc", "extra": "ignored"},
-        {"id": "other prompt", "text": "x abc", "prompt": "say x"},
+        {"id": "other prompt", "text": "xxx abc", "prompt": "say it"},
     ]
     (folder / "drafts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -46,7 +46,7 @@ def test_candidates_are_ranked(
     wanted = [
         planted_score(["abc", "xx"], "abc def"),
         planted_score(["abc", "xx"], "xxxx abc"),
-        planted_score(["abc", "xx"], "x abc", "say x"),
+        planted_score(["abc", "xx"], "xxx abc", "say it"),
     ]
     assert [row.score for row in rows] == wanted
     assert all(row.samples == (row.score,) and row.reasoning == ("",) for row in rows)
