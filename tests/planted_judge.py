@@ -22,7 +22,7 @@ from persrm_jax.models.params import param_specs
 from persrm_jax.runs import RunFolder
 from persrm_jax.sampling import SamplingConfig
 from persrm_jax.tokenizer import Tokenizer, train_tokenizer
-from tests.small_model import small_model
+from small_model import small_model
 
 BEFORE = ["<", "answer", '>{"', "score", '":']
 """Tokens that it says before the digit; each token follows one alone."""

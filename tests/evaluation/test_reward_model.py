@@ -20,7 +20,7 @@ from persrm_jax.evaluation.trained import UseConfig, find_model, use_config
 from persrm_jax.models.load import save_model
 from persrm_jax.sampling import SamplingConfig
 from persrm_jax.sharding import MeshShape, make_mesh
-from tests.planted_judge import PROMPT, planted_model, planted_run, planted_score
+from planted_judge import PROMPT, planted_model, planted_run, planted_score
 
 EXEMPLARS = ["abc xx"]
 CANDIDATES = ["", "abc", "x abc", "xxx abc d", "xxxxxxxx abc", "x" * 20, "y" * 30 + "xx"]

@@ -8,7 +8,7 @@ import pytest
 import experiments.score
 from experiments.score import ScoredCandidate, read_exemplars
 from persrm_jax.jsonl import read_records
-from tests.planted_judge import planted_run, planted_score
+from planted_judge import planted_run, planted_score
 
 
 @pytest.fixture(scope="module")
