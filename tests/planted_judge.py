@@ -12,6 +12,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from small_model import small_model
 
 from experiments.presets import PRESETS, RunConfig
 from persrm_jax.data.prompts import PromptConfig, question_messages
@@ -22,7 +23,6 @@ from persrm_jax.models.params import param_specs
 from persrm_jax.runs import RunFolder
 from persrm_jax.sampling import SamplingConfig
 from persrm_jax.tokenizer import Tokenizer, train_tokenizer
-from small_model import small_model
 
 BEFORE = ["<", "answer", '>{"', "score", '":']
 """Tokens that it says before the digit; each token follows one alone."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh
+from planted_judge import PROMPT, planted_model, planted_run, planted_score
 
 from persrm_jax.data.prompts import PromptConfig, reasoning_of
 from persrm_jax.evaluation import Judge
@@ -20,7 +21,6 @@ from persrm_jax.evaluation.trained import UseConfig, find_model, use_config
 from persrm_jax.models.load import save_model
 from persrm_jax.sampling import SamplingConfig
 from persrm_jax.sharding import MeshShape, make_mesh
-from planted_judge import PROMPT, planted_model, planted_run, planted_score
 
 EXEMPLARS = ["abc xx"]
 CANDIDATES = ["", "abc", "x abc", "xxx abc d", "xxxxxxxx abc", "x" * 20, "y" * 30 + "xx"]
@@ -78,7 +78,7 @@ def test_exemplars_that_are_read_once_change_nothing(judge: Judge, mesh: Mesh) -
     questions = judge.questions(request)
     assert len(questions) >= judge.cfg.batch_size, "or it would not be worth it"
     start = judge.model.tokenizer.decode(list(questions[0].ids[: questions[0].shared]))
-    assert start.endswith("abc xx\ntext:")
+    assert start.endswith("abc xx\ntext: ")
     whole = Judge(judge.model, replace(judge.cfg, share_exemplars=False), mesh)
     assert {q.shared for q in whole.questions(request)} == {0}
     assert judge.score_many([request]) == whole.score_many([request])

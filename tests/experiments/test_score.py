@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from planted_judge import planted_run, planted_score
 
 import experiments.score
 from experiments.score import ScoredCandidate, read_exemplars
 from persrm_jax.jsonl import read_records
-from planted_judge import planted_run, planted_score
 
 
 @pytest.fixture(scope="module")

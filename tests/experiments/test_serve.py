@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from planted_judge import planted_run, planted_score
 
 import experiments.serve
 from experiments.serve import is_loopback, listen, read_token
@@ -25,7 +26,6 @@ from experiments.service import LimitConfig, make_app
 from persrm_jax.evaluation import Judge
 from persrm_jax.evaluation.batcher import BatchConfig, Batcher, Busy
 from persrm_jax.evaluation.reward_model import Question, Request
-from planted_judge import planted_run, planted_score
 
 LIMIT = LimitConfig(body_bytes=200_000, exemplars=3, candidates=5, text_chars=150, n=2)
 ROOT = Path(__file__).parents[2]

@@ -11,6 +11,8 @@ from small_model import random_params, small_model
 
 from persrm_jax.models.config import ComputeConfig, Remat, RopeScaling
 from persrm_jax.models.decoder import (
+    F32,
+    Prefix,
     decode_step,
     forward,
     prefill,
@@ -174,10 +176,19 @@ def test_batch_mates_change_nothing(params: Params, tokens: np.ndarray, whole: n
     assert relative_l2(run(params, tokens[2:3])[0], whole[2]) < TOLERANCE
 
 
+@pytest.mark.parametrize("num_shared", [0, 3])
 def test_cached_decoding_equals_the_full_forward_pass(
-    params: Params, tokens: np.ndarray, whole: np.ndarray
+    params: Params, tokens: np.ndarray, whole: np.ndarray, num_shared: int
 ) -> None:
+    """Also where the prompts' beginning is read once."""
     P, num_new = 6, 5
+    prefix = None
+    if num_shared:
+        tokens = np.concatenate([np.tile(tokens[:1, :num_shared], (B, 1)), tokens], axis=1)
+        whole = run(params, tokens)[:, num_shared:]
+        start = np.pad(tokens[:1, :num_shared], ((0, 0), (2, 0)))
+        prefix = Prefix(jnp.asarray(start), jnp.arange(2 + num_shared)[None] >= 2)
+        tokens = tokens[:, num_shared:]
     lengths = [1 + row % P for row in range(B)]
     prompts = random_tokens(seed=7)[:, :P]
     mask = np.arange(P) >= P - np.array(lengths)[:, None]
@@ -186,7 +197,8 @@ def test_cached_decoding_equals_the_full_forward_pass(
     step = jax.jit(decode_step, static_argnums=2)
     layers = unstack_layers(params, CFG)
 
-    hidden, kv = jax.jit(prefill, static_argnums=(1, 4, 5))(params, CFG, prompts, mask, 1, num_new)
+    read = jax.jit(prefill, static_argnums=(1, 4, 5, 6))
+    hidden, kv = read(params, CFG, prompts, mask, 1, num_new, F32, prefix)
     found = [hidden]
     for i in range(num_new):
         column = np.array([tokens[row, n + i] for row, n in enumerate(lengths)])
