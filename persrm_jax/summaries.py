@@ -27,7 +27,7 @@ def write_hparams(folder: Path, hparams: Mapping[str, Value], metrics: Mapping[s
             as its metrics too.
         hparams: the flags in which the runs of a sweep differ. A flag whose values are all numbers
             gets an axis of numbers.
-        metrics: final numbers by tag, such as {"eval/test_accuracy": 0.81}.
+        metrics: final numbers by tag, such as {"final/test_accuracy": 0.81}.
 
     Raises:
         ValueError: nothing to compare by.

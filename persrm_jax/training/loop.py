@@ -110,8 +110,8 @@ def train(
                 line.warn(f"step {step}: {warning}")
             for tag, text in log.texts.items():
                 metrics.text(step, tag, text)
-            for tag, found in log.histograms.items():
-                metrics.histogram(step, tag, found)
+            for tag, spread in log.histograms.items():
+                metrics.histogram(step, tag, spread)
             line.show(done, scalars)
             accuracy = scalars.get("eval/dev_accuracy", NOT_MEASURED)
             best = watch.due(done) and watch.is_best(checkpoints, accuracy)
