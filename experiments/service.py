@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect
 
 import persrm_jax
 from persrm_jax.evaluation import reward_model
@@ -129,6 +130,8 @@ def make_app(batcher: Batcher, limit: LimitConfig, *, model: str, token: str | N
         try:
             async with asyncio.timeout(limit.timeout_s):
                 raw = await _read(request, limit.body_bytes)
+        except ClientDisconnect:
+            raise _refusal(400, "the body was cut off") from None
         except TimeoutError:
             raise _refusal(408, f"the body did not arrive in {limit.timeout_s:g} s") from None
         try:

@@ -1,8 +1,8 @@
 """Requests of many clients -> batches of one device. A single thread owns the model.
 
-Questions wait in pools, one for each kind of program. A full pool goes first; one that is not full
-waits a few milliseconds for more, and at most a few batches of other kinds. So batches are full
-under load and prompt without it.
+Questions wait in pools, one for each kind of program. The fullest pool goes first, and one that has
+been passed over counts as fuller each time; where none is full, it waits a few milliseconds for
+more. So batches are full under load and prompt without it.
 """
 
 import logging
@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from persrm_jax.evaluation.ask import Reply
 from persrm_jax.evaluation.reward_model import Judge, Kind, Question, Request, Score
 
-MAX_PASSED_OVER = 3
-"""Batches of other kinds for which a pool that is not full waits."""
+PATIENCE = 12
+"""Batches of other kinds after which a pool counts as much as a full one, however empty it is."""
 
 
 @dataclass(frozen=True)
@@ -208,12 +208,16 @@ class Batcher:
             del self._pools[kind], self._passed_over[kind]
         if not kinds:
             return []
-        late = [kind for kind in kinds if self._passed_over[kind] >= MAX_PASSED_OVER]
-        full = [kind for kind in kinds if self._is_full(self._pools[kind])]
-        chosen = min(late or full or kinds, key=lambda kind: self._pools[kind][0][2])
+        size = self.judge.cfg.batch_size
+
+        def urgency(kind: Kind) -> float:
+            """How full its batch would be, and how long it has waited."""
+            return min(len(self._pools[kind]) / size, 1) + self._passed_over[kind] / PATIENCE
+
+        chosen = max(kinds, key=urgency)
         self._passed_over.update(kind for kind in kinds if kind != chosen)
         self._passed_over[chosen] = 0
-        pool, size = self._pools[chosen], self.judge.cfg.batch_size
+        pool = self._pools[chosen]
         batch, pool[:] = pool[:size], pool[size:]
         return batch
 
