@@ -19,6 +19,9 @@ from persrm_jax.evaluation import reward_model
 from persrm_jax.evaluation.batcher import Batcher, Busy
 from persrm_jax.evaluation.reward_model import rank
 
+MOST_DISCARDED = 64_000_000
+"""Bytes beyond the limit that are read and thrown away before a client is cut off."""
+
 
 @dataclass(frozen=True)
 class LimitConfig:
@@ -196,13 +199,13 @@ def _guard(token: str | None) -> Callable[[Request], Awaitable[None]]:
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
-    """The body; of one that is too large nothing is kept. Some of it is still read, since a client
-    that is cut off while it sends does not hear why."""
+    """The body; of one that is too large nothing is kept. What follows is still read for a while,
+    since a client that is cut off while it sends does not hear why."""
     parts: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size > 16 * max_bytes:
+        if size > max_bytes + MOST_DISCARDED:
             break
         if size > max_bytes:
             parts.clear()
