@@ -219,14 +219,16 @@ def test_the_layout_brings_curves_together(board: str, open_page: OpenPage, keep
 
 
 def test_a_rollout_is_read(board: str, open_page: OpenPage, keep: Any) -> None:
-    page = open_page(f"{board}#text", height=1200)
+    page = open_page(f"{board}#text", height=760)
     for shown in ("Exemplar 1", "(the person's own)", "Completions"):
         _seen(page.get_by_text(shown).first)
     rows = page.locator("tf-text-loader table table").first.locator("tr")  # in one of its own
     assert rows.count() == 1 + 8
-    assert page.get_by_text(re.compile(r"^Completion \d+: .*reward [+-]\d")).count() >= 1
-    page.get_by_text("Completions").first.scroll_into_view_if_needed()
     keep(page, "tensorboard-text")
+    completion = page.get_by_text(re.compile(r"^Completion \d+: .*reward [+-]\d")).first
+    _seen(completion).evaluate("x => x.scrollIntoView()")
+    _seen(page.locator("blockquote", has_text="<think>").first)
+    keep(page, "tensorboard-text-completion")
 
 
 def test_a_sweep_is_compared(board: str, open_page: OpenPage, keep: Any) -> None:

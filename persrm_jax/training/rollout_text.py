@@ -42,7 +42,8 @@ def describe(judged: JudgedRollout, prompt: PromptConfig) -> str:
 def quoted(text: str) -> str:
     """A text as a Markdown quotation in which nothing is markup."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return "\n".join(f"> {plain(line)}<br>" if line.strip() else "> <br>" for line in lines)
+    # On one line: TensorBoard shows a line's end as a second break.
+    return "> " + "<br>".join(map(plain, lines))
 
 
 def plain(line: str) -> str:

@@ -225,6 +225,8 @@ def test_a_reference_goes_with_a_kl_coef(mesh: Mesh, kl_coef: float, with_refere
     [
         ({"group_size": 1}, "--rft.group-size 1"),
         ({"sampling": SamplingConfig(temperature=0.0)}, "--rft.sampling.temperature 0"),
+        ({"histogram_every": 0}, "--rft.histogram-every 0"),
+        ({"text_every": 0}, "--rft.text-every 0"),
     ],
 )
 def test_a_bad_config_names_its_flag(fields: dict[str, object], flag: str) -> None:

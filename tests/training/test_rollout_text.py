@@ -75,7 +75,7 @@ def test_any_text_is_shown_as_it_is(text: str) -> None:
 
 
 def test_lines_and_their_indents_are_kept() -> None:
-    assert quoted("a\n  b\n\nc") == "> a<br>\n> &nbsp;&nbsp;b<br>\n> <br>\n> c<br>"
+    assert quoted("a\n  b\n\nc") == "> a<br>&nbsp;&nbsp;b<br><br>c"
 
 
 def _judged(
