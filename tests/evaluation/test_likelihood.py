@@ -66,13 +66,15 @@ def judge_of(mesh: Mesh, **options: Any):  # noqa: ANN201
 
 
 def by_hand(params: Params, before: str, text: str) -> float:
-    """Mean log-probability of the text's tokens, from all logits of one row without padding."""
+    """Mean log-probability of the text's tokens, from all logits of one row. What comes after them
+    nothing before sees: one length, so that one program is compiled."""
     context, ids = TOKENIZER.encode(before), TOKENIZER.encode(text)
-    row = np.array([[*context, *ids]])
+    end = len(context) + len(ids)
+    row = np.array([[*context, *ids, *[7] * (160 - end)]])
     hidden = np.asarray(hidden_states(params, MODEL, row)[0], np.float64)
     logits = hidden @ np.asarray(vocab_weight(params), np.float64).T
     logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    places = range(len(context), row.shape[1])
+    places = range(len(context), end)
     return float(np.mean([logprobs[i - 1, row[0, i]] for i in places]))
 
 
