@@ -130,6 +130,7 @@ def test_a_mesh_scores_as_one_device_does(mesh: Mesh) -> None:
     np.testing.assert_allclose([r.score_a for r in found], [r.score_a for r in one], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_prefers_how_the_person_goes_on(mesh: Mesh) -> None:
     """Trained on one text after one person's exemplars and on the other after another's; both
     candidates are as likely to it without exemplars."""

@@ -17,6 +17,7 @@ ARGS = (
 ).split()
 
 
+@pytest.mark.slow
 def test_it_trains_scores_and_is_not_done_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,7 +24,7 @@ from persrm_jax.models.reward import HEAD, init_head, load_reward_model, rewards
 from persrm_jax.models.trainable import TrainableConfig, merge, split
 from persrm_jax.sharding import MeshShape, make_mesh
 from persrm_jax.tokenizer import train_tokenizer
-from persrm_jax.training.bt import BtConfig, make_bt_loss, make_bt_step, pair_batch
+from persrm_jax.training.bt import BtConfig, count_pairs, make_bt_loss, make_bt_step, pair_batch
 from persrm_jax.training.guard import StepLog
 from persrm_jax.training.loop import StepFn, Watch, train
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -51,7 +51,7 @@ def prompts(count: int) -> list[tuple[list[int], list[int]]]:
     return found
 
 
-PROMPTS = prompts(40)
+PROMPTS = prompts(400)
 
 
 def with_head(params: Params, scale: float = 0.1) -> Params:
@@ -121,15 +121,12 @@ def start(mesh: Mesh) -> TrainState:
 
 
 @functools.cache
-def step_of(mesh: Mesh, accumulate: int = 1) -> StepFn:
-    cfg = dataclasses.replace(CFG, accumulate=accumulate)
-    return make_bt_step(PROMPTS, MODEL, COMPUTE, cfg, pad_id=0, seed=3, mesh=mesh)
+def step_of(mesh: Mesh) -> StepFn:
+    return make_bt_step(PROMPTS, MODEL, COMPUTE, CFG, pad_id=0, seed=3, mesh=mesh)
 
 
-def run(
-    mesh: Mesh, num_steps: int, accumulate: int = 1
-) -> tuple[TrainState, list[dict[str, float]]]:
-    state, step_fn, logs = start(mesh), step_of(mesh, accumulate), []
+def run(mesh: Mesh, num_steps: int) -> tuple[TrainState, list[dict[str, float]]]:
+    state, step_fn, logs = start(mesh), step_of(mesh), []
     with jax.set_mesh(mesh):
         for step in range(num_steps):
             state, log = step_fn(state, step)
@@ -137,9 +134,21 @@ def run(
     return state, logs
 
 
-def test_a_mesh_and_parts_train_as_one_device_does(mesh: Mesh) -> None:
+def test_parts_of_a_batch_add_up() -> None:
+    params = with_head(random_params(MODEL))
+    batch = jax.tree.map(jnp.asarray, pair_batch(PROMPTS[:4], pad_id=0, length=32))
+    loss, totals = jax.jit(make_bt_loss(MODEL, COMPUTE)), count_pairs(batch)
+    _, whole = loss(params, batch, totals)
+    halves = [
+        loss(params, jax.tree.map(lambda x, i=i: x[i::2], batch), totals)[1] for i in range(2)
+    ]
+    for tag, value in whole.items():
+        assert sum(float(half[tag]) for half in halves) == pytest.approx(float(value), rel=1e-4)
+
+
+def test_a_mesh_trains_as_one_device_does(mesh: Mesh) -> None:
     state, logs = run(mesh, 3)
-    other, found = run(make_mesh(MeshShape(8, 1)), 3, accumulate=2)
+    other, found = run(make_mesh(MeshShape(8, 1)), 3)
     for one, two in zip(logs, found, strict=True):
         for tag in ("loss/total", "loss/grad_norm", "reward/accuracy", "reward/margin"):
             assert two[tag] == pytest.approx(one[tag], rel=1e-3, abs=1e-6), tag
@@ -206,6 +215,7 @@ def test_a_stopped_run_resumes_bit_for_bit(tmp_path: Path, mesh: Mesh) -> None:
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_adapters_and_the_head_are_all_that_trains_with_lora(mesh: Mesh, tmp_path: Path) -> None:
     lora, key = TrainableConfig(lora_rank=2), jax.random.key(0)
     base = init_params(MODEL, key, mesh)
