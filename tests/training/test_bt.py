@@ -114,10 +114,16 @@ def test_the_gradient_equals_finite_differences() -> None:
     np.testing.assert_allclose(gradient[HEAD]["weight"], by_hand, rtol=1e-3, atol=1e-5)
 
 
-def start(mesh: Mesh) -> TrainState:
+@functools.cache
+def first_state(mesh: Mesh) -> TrainState:
     key = jax.random.key(0)
     params = {**init_params(MODEL, key, mesh), **init_head(MODEL, key, mesh)}
     return init_state(params, make_optimizer(CFG.optimizer, CFG.steps), key, mesh)
+
+
+def start(mesh: Mesh) -> TrainState:
+    """A copy, since steps take the state's buffers."""
+    return jax.tree.map(jnp.copy, first_state(mesh))
 
 
 @functools.cache
@@ -176,17 +182,18 @@ def test_it_learns_what_tells_the_texts_apart(mesh: Mesh) -> None:
 def trained(folder: Path, mesh: Mesh, step_fn: StepFn) -> TrainState:
     checkpoints = Checkpoints(folder / "checkpoints")
     try:
-        return train(
-            "bt",
-            start(mesh),
-            step_fn,
-            num_steps=6,
-            save_every=CFG.save_every,
-            checkpoints=checkpoints,
-            writer=lambda first: MetricsWriter(folder, first),
-            show="reward/accuracy",
-            watch=Watch(every=0, evaluate=lambda params: 0.0),
-        )
+        with jax.set_mesh(mesh):
+            return train(
+                "bt",
+                start(mesh),
+                step_fn,
+                num_steps=6,
+                save_every=CFG.save_every,
+                checkpoints=checkpoints,
+                writer=lambda first: MetricsWriter(folder, first),
+                show="reward/accuracy",
+                watch=Watch(every=0, evaluate=lambda params: 0.0),
+            )
     finally:
         checkpoints.close()
 
