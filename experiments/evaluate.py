@@ -140,7 +140,8 @@ def _write_baselines(
     documents: Sequence[Document],
     folder: Path,
 ) -> None:
-    write_records(folder / "pairs.jsonl", pairs)
+    if not (folder / "pairs.jsonl").exists():
+        write_records(folder / "pairs.jsonl", pairs)
     fit_texts = [d.text for d in documents if d.split == "train"]
     own = str(len(pairs[0].exemplars))
     for name in BASELINES:

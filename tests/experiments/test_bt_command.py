@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import experiments.bt
-from experiments.report import find_rows
+from persrm_jax.evaluation.judged import read_judged
 from persrm_jax.jsonl import read_records, write_records
 from persrm_jax.metrics import read_metrics
 from persrm_jax.types import Pair, Prediction
@@ -25,7 +25,7 @@ def test_it_trains_scores_and_is_not_done_twice(
     args = [*ARGS, "--out", str(out), "--mesh", "8x1"]
     experiments.bt.main(args)
     said = capsys.readouterr().out
-    assert "wrong author" in said and "test pairs" in said and "seen pairs" in said
+    assert "wrong author" in said and "unseen authors:" in said and "training authors" in said
     rows = read_metrics(out / "bt" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert [("eval/dev_accuracy" in row) for row in rows] == [False, True, False]
@@ -41,9 +41,9 @@ def test_it_trains_scores_and_is_not_done_twice(
             for ab, ba in zip(found[::2], found[1::2], strict=True):
                 assert (ab.score_a, ab.score_b) == (ba.score_b, ba.score_a)
                 assert 0 < ab.score_a < 10 and ab.verdict != ba.verdict
-        assert [(row.label, row.condition) for row in find_rows([folder])] == [
-            ("bt", "1"), ("bt", "wrong_author"),
-        ]  # fmt: skip
+        rows = [(row.label, row.condition) for row in read_judged([folder]).rows()]
+        assert rows[-2:] == [("bt", "1"), ("bt", "wrong_author")]
+        assert ("stylometry", "1") in rows and not any(row[0] == "base" for row in rows)
 
     files = {p: p.stat().st_mtime_ns for p in (out / "bt").rglob("*") if p.is_file()}
     kept = out / "evaluation" / "test" / "bt.1.jsonl"
