@@ -212,12 +212,12 @@ def write_sessions(runs: Runs, sweep: Sweep) -> None:
             judged = _test([folder])
             accuracy = summarize(_own(judged, "rft"), judged.pairs).mean
             metrics = {
-                "eval/test_accuracy": accuracy,
-                "eval/dev_accuracy": _dev([folder], "rft")[0],
+                "final/test_accuracy": accuracy,
+                "final/dev_accuracy": _dev([folder], "rft")[0],
             }
             if seed in starts:
                 compared = _compare([folder], "rft", [starts[seed]], "sft")
-                metrics |= {"eval/gain_over_sft": compared.whole.mean} if compared else {}
+                metrics |= {"final/gain_over_sft": compared.whole.mean} if compared else {}
             hparams = {"row": row, "seed": seed, **_settings(sweep.rows[row])}
             write_hparams(folder / "hparams", hparams, metrics)
 

@@ -184,9 +184,9 @@ def test_each_run_is_a_session_of_hparams(tmp_path: Path) -> None:
         events.Reload()
         found = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
         assert found == {
-            "eval/test_accuracy": test,
-            "eval/dev_accuracy": dev,
-            "eval/gain_over_sft": gain,
+            "final/test_accuracy": test,
+            "final/dev_accuracy": dev,
+            "final/gain_over_sft": gain,
         }
         content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
         start = HParamsPluginData.FromString(content).session_start_info
