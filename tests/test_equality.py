@@ -1,5 +1,5 @@
-"""The preset `tiny`, 20 steps of SFT and 10 of RFT, by the real commands: the same numbers on every
-mesh, in one process or two."""
+"""The preset `tiny`, by the real commands: the same numbers on every mesh, in one process or two.
+The slow tests take 20 steps of SFT and 10 of RFT, the fast ones 8 and 3."""
 
 import os
 import socket
@@ -21,13 +21,14 @@ from persrm_jax.types import Prediction
 
 DATA = (
     "--personas.texts 16 --pairs.num-train 1000 --pairs.num-dev 8 --pairs.num-test 8 "
-    "--pairs.num-seen 0"
+    "--pairs.num-seen 0 --personas.elsewhere 0"
 ).split()
-SFT = ["--sft.steps", "20", "--sft.save-every", "50"]
+SFT = "--sft.eval-every 0 --sft.save-every 50".split()
 RFT = (
-    "--rft.steps 10 --rft.prompts 8 --rft.group-size 4 --rft.eval-every 0 --eval.max-pairs 4 "
-    "--eval.batch-size 8"
+    "--rft.prompts 8 --rft.group-size 4 --rft.eval-every 0 --eval.max-pairs 2 --eval.batch-size 8"
 ).split()
+WHOLE, SHORT = (20, 10), (8, 3)
+"""Steps of SFT and RFT."""
 TAGS = {
     "sft": ("loss/total", "entropy/mean", "loss/grad_norm"),
     "rft": ("loss/total", "kl/mean", "entropy/mean", "reward/mean", "sampler/checksum"),
@@ -44,20 +45,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def commands(folder: Path, name: str) -> list[tuple[str, list[str]]]:
+def commands(folder: Path, name: str, steps: tuple[int, int]) -> list[tuple[str, list[str]]]:
     """(module, arguments) of a run's SFT, and of its RFT."""
     init = ["--init", str(folder / "start")]
+    sft, rft = (["--sft.steps", str(steps[0])], ["--rft.steps", str(steps[1])])
     return [
-        ("experiments.sft", [*DATA, *SFT, "--out", str(folder / name / "sft-run")]),
-        ("experiments.rft", [*DATA, *RFT, *init, "--out", str(folder / name / "rft-run")]),
+        ("experiments.sft", [*DATA, *SFT, *sft, "--out", str(folder / name / "sft-run")]),
+        ("experiments.rft", [*DATA, *RFT, *rft, *init, "--out", str(folder / name / "rft-run")]),
     ]
 
 
-def run(folder: Path, mesh: str, impl: str = "auto") -> Path:
+def run(folder: Path, mesh: str, steps: tuple[int, int], impl: str = "auto") -> Path:
     """The run on a mesh of this process's devices; made once."""
-    name = f"{mesh}-{impl}"
+    name = f"{mesh}-{impl}-{steps[1]}"
     if not (folder / name).exists():
-        for module, args in commands(folder, name):
+        for module, args in commands(folder, name, steps):
             sys.modules[module].main([*args, "--mesh", mesh, "--loss.impl", impl])
     return folder / name
 
@@ -68,7 +70,7 @@ def run_two_processes(folder: Path) -> tuple[Path, list[str]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     said = ["", ""]
-    for module, args in commands(folder, "two"):
+    for module, args in commands(folder, "two", SHORT):
         command = [sys.executable, "-m", module, *args, "--mesh", "8x1"]
         command += ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2"]
         processes = [
@@ -99,9 +101,9 @@ def params(run: Path, stage: str) -> list[np.ndarray]:
     return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(model.params)]
 
 
-def assert_same(one: Path, other: Path) -> None:
+def assert_same(one: Path, other: Path, steps: tuple[int, int]) -> None:
     """Losses within 1e-5 of the sum of their |terms|, the same tokens, parameters within 1e-4."""
-    for stage, num_steps in (("sft", 20), ("rft", 10)):
+    for stage, num_steps in zip(("sft", "rft"), steps, strict=True):
         pairs = list(zip(rows(one, stage), rows(other, stage), strict=True))
         assert len(pairs) == num_steps
         for a, b in pairs:
@@ -122,26 +124,27 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "mesh",
+    ("mesh", "steps"),
     [
-        "8x1",
-        pytest.param("4x2", marks=pytest.mark.slow),
-        pytest.param("2x4", marks=pytest.mark.slow),
+        ("8x1", SHORT),
+        pytest.param("8x1", WHOLE, marks=pytest.mark.slow),
+        pytest.param("4x2", WHOLE, marks=pytest.mark.slow),
+        pytest.param("2x4", WHOLE, marks=pytest.mark.slow),
     ],
 )
-def test_a_mesh_trains_as_one_device_does(folder: Path, mesh: str) -> None:
-    assert_same(run(folder, "1x1"), run(folder, mesh))
+def test_a_mesh_trains_as_one_device_does(folder: Path, mesh: str, steps: tuple[int, int]) -> None:
+    assert_same(run(folder, "1x1", steps), run(folder, mesh, steps), steps)
 
 
 @pytest.mark.slow
 def test_naive_losses_train_as_chunked_ones_do(folder: Path) -> None:
-    assert_same(run(folder, "1x1"), run(folder, "1x1", "reference"))
+    assert_same(run(folder, "1x1", WHOLE), run(folder, "1x1", WHOLE, "reference"), WHOLE)
 
 
 def test_two_processes_train_as_one_does_and_the_first_alone_speaks(folder: Path) -> None:
-    one = run(folder, "8x1")
+    one = run(folder, "8x1", SHORT)
     two, (first, second) = run_two_processes(folder)
-    assert_same(one, two)
+    assert_same(one, two, SHORT)
     names = sorted(p.name for p in (one / "rft-run" / "evaluation" / "test").glob("*.jsonl"))
     assert "rft.1.jsonl" in names and "rft.wrong_author.jsonl" in names
     for name in names:

@@ -18,6 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import experiments.evaluate
+import experiments.judges
 import experiments.rft
 import experiments.sft
 import experiments.synthesize
@@ -278,7 +279,7 @@ def test_a_run_that_is_interrupted_everywhere_ends_the_same(
         patch.setattr(experiments.rft, "make_rft_step", _stop_at(make_rft, -1, steps["rft"]))
         make = _stop_at(make_sft, 1, steps["sft_continued"])
         interrupt("sft_continued", experiments.sft, "make_sft_step", make)
-    judge_of = experiments.evaluate.judge_of
+    judge_of = experiments.judges.judge_of
     asked: list[str] = []
 
     def judging(*args: Any, **kwargs: Any) -> Callable:
@@ -292,7 +293,7 @@ def test_a_run_that_is_interrupted_everywhere_ends_the_same(
 
         return judge_once
 
-    interrupt("evaluation", experiments.evaluate, "judge_of", judging)
+    interrupt("evaluation", experiments.judges, "judge_of", judging)
     judged = cfg.out / "evaluation" / "test" / asked[0]
     written = judged.stat().st_mtime_ns
 
@@ -340,6 +341,7 @@ def test_scoring_fewer_pairs_does_not_spoil_the_runs_own_result(
     shutil.copytree(finished[0].out, run)
     before = {name: content for name, (_, content) in _files(run, "evaluation/test").items()}
     args = ["--run", str(run), "--max-pairs", "3", "--json", str(tmp_path / "OUT.json")]
+    args += ["--samples", "0", "--exemplars", "1"]
     try:
         experiments.evaluate.main(args)
     except ValueError:
@@ -355,6 +357,7 @@ def test_other_texts_under_the_same_name_are_not_scored_by_old_predictions(
     finished: tuple, tmp_path: Path
 ) -> None:
     scored = ["--run", str(finished[0].out), "--max-pairs", "3", "--out", str(tmp_path / "scored")]
+    scored += ["--samples", "0", "--exemplars", "1"]
     data = _texts(tmp_path / "letters.jsonl")
     experiments.evaluate.main([*scored, "--data", str(data)])
     texts = [d["text"] for d in map(json.loads, data.read_text().splitlines())]

@@ -163,7 +163,7 @@ def test_exemplars_longer_than_the_prompt_may_be(refused: Refused, module: Modul
         (["--mesh", "0x1"], "--mesh 0x1"),
         (["--sft.accumulate", "3"], "--sft.accumulate 3: a step's 16 rows on --mesh 1x1 can be"),
         (["--mesh", "8x1", "--sft.accumulate", "4"], "can be taken in 1, 2 parts"),
-        (["--rft.accumulate", "0"], "--rft.accumulate 0: a step's 32 rows"),
+        (["--rft.accumulate", "0"], "--rft.accumulate 0: a step's 16 rows"),
         (["--sft.patience", "3", "--sft.eval-every", "0"], "--sft.patience 3: needs --sft.eval"),
         (["--init", "nowhere"], "--init nowhere: holds no model"),
         (["--model", "./nowhere"], "model ./nowhere: no such folder"),
