@@ -10,7 +10,6 @@ texts lie beside the others', as `bt.CONDITION.jsonl`.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import jax
 from jax.sharding import Mesh
@@ -20,9 +19,9 @@ from experiments.evaluate import own_sets, score_sets
 from experiments.prepare import base_model, prepare
 from experiments.presets import PRESETS, RunConfig, parse_run
 from experiments.report import read_sets
+from experiments.stage import Stage, train_stage
 from experiments.synthesize import load_pairs
 from persrm_jax import cli
-from persrm_jax.checkpoint import Checkpoints
 from persrm_jax.data.batches import encode_pairs
 from persrm_jax.data.prompts import PromptConfig
 from persrm_jax.distributed import is_main
@@ -30,17 +29,14 @@ from persrm_jax.evaluation.judge import JudgePairs
 from persrm_jax.evaluation.report import accuracy_table
 from persrm_jax.evaluation.scalar import make_scalar_judge
 from persrm_jax.evaluation.statistics import judgement_credit
-from persrm_jax.metrics import MetricsWriter
-from persrm_jax.models.load import Model, save_model
+from persrm_jax.models.load import Model
 from persrm_jax.models.params import Params
 from persrm_jax.models.reward import init_head
-from persrm_jax.models.trainable import join, merge, split
+from persrm_jax.models.trainable import join, split
 from persrm_jax.runs import RunFolder
 from persrm_jax.tokenizer import Tokenizer
 from persrm_jax.training.bt import PromptPair, make_bt_step
-from persrm_jax.training.loop import Watch, train
-from persrm_jax.training.optimizer import make_optimizer
-from persrm_jax.training.step import init_state
+from persrm_jax.training.loop import Watch
 from persrm_jax.types import Pair
 
 NAME = "bt"
@@ -49,7 +45,6 @@ NAME = "bt"
 
 def run_bt(cfg: RunConfig, run: RunFolder, start: Model, mesh: Mesh) -> None:
     """Trains `start` with a head on the run's training pairs and saves it in `RUN/bt/model`."""
-    folder = run.path / NAME
     with run.stage(NAME):
         key = jax.random.key(cfg.seed)
         trained, frozen = split(start.params, start.config, cfg.train, key, mesh)
@@ -66,25 +61,10 @@ def run_bt(cfg: RunConfig, run: RunFolder, start: Model, mesh: Mesh) -> None:
             trainable=cfg.train,
             frozen=frozen,
         )
-        optimizer = make_optimizer(cfg.bt.optimizer, cfg.bt.steps)
-        checkpoints = Checkpoints(folder / "checkpoints")
-        try:
-            state = train(
-                NAME,
-                init_state(trained, optimizer, key, mesh),
-                step_fn,
-                num_steps=cfg.bt.steps,
-                save_every=cfg.bt.save_every,
-                checkpoints=checkpoints,
-                writer=lambda first: MetricsWriter(folder, first),
-                show="reward/accuracy",
-                watch=_dev_watch(cfg, run, start, mesh, frozen),
-                profile=cfg.profile,
-            )
-        finally:
-            checkpoints.close()
-        merged = merge(state.params, frozen, cfg.train)
-        save_model(folder / "model", replace(start, params=merged))
+        watch = _dev_watch(cfg, run, start, mesh, frozen)
+        steps, save_every = cfg.bt.steps, cfg.bt.save_every
+        how = Stage(NAME, steps, steps, cfg.bt.optimizer, save_every, "reward/accuracy")
+        train_stage(cfg, run, how, start, trained, frozen, step_fn, watch, key=key, mesh=mesh)
 
 
 def encode_alone(

@@ -9,7 +9,7 @@ Lines are called by the names of the runs' folders.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -28,8 +28,8 @@ class CurvesConfig:
     """The figure."""
     tags: tuple[str, ...] = CURVE_TAGS
     """Metrics, a panel each."""
-    stage: Literal["sft", "sft_continued", "rft"] = "rft"
-    """Whose metrics."""
+    stage: str = "rft"
+    """Whose metrics: sft, sft_continued, sft_rejection, rft or bt."""
 
     def __post_init__(self) -> None:
         if not self.runs:

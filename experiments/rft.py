@@ -23,24 +23,19 @@ from experiments.presets import PRESETS, RunConfig, parse_run
 from experiments.report import report_runs
 from experiments.rivals import continued_sft, rejection_sft
 from experiments.sft import run_sft
+from experiments.stage import Stage, train_stage
 from experiments.synthesize import load_pairs
 from persrm_jax import cli
-from persrm_jax.checkpoint import Checkpoints
 from persrm_jax.distributed import on_main
-from persrm_jax.metrics import MetricsWriter
-from persrm_jax.models.load import Model, load_model, model_folder, save_model
-from persrm_jax.models.trainable import merge, split
+from persrm_jax.models.load import Model, load_model, model_folder
+from persrm_jax.models.trainable import split
 from persrm_jax.runs import RunFolder
-from persrm_jax.training.loop import train
-from persrm_jax.training.optimizer import make_optimizer
 from persrm_jax.training.rft import make_rft_step
 from persrm_jax.training.rft_config import needs_reference
-from persrm_jax.training.step import init_state
 
 
 def run_rft(cfg: RunConfig, run: RunFolder, start: Model, mesh: Mesh) -> None:
     """Trains `start`, which is also the KL reference, and saves the model in `RUN/rft/model`."""
-    folder = run.path / "rft"
     with run.stage("rft"):
         key = jax.random.key(cfg.seed)
         trained, frozen = split(start.params, start.config, cfg.train, key, mesh)
@@ -58,33 +53,18 @@ def run_rft(cfg: RunConfig, run: RunFolder, start: Model, mesh: Mesh) -> None:
             trainable=replace(cfg.train, lora_dropout=0.0),
             frozen=frozen,
         )
-        optimizer = make_optimizer(cfg.rft.optimizer, cfg.rft.num_updates)
-        checkpoints = Checkpoints(folder / "checkpoints")
-        try:
-            state = train(
-                "rft",
-                init_state(trained, optimizer, key, mesh),
-                step_fn,
-                num_steps=cfg.rft.steps,
-                save_every=cfg.rft.save_every,
-                checkpoints=checkpoints,
-                writer=lambda first: MetricsWriter(folder, first),
-                show="reward/mean",
-                watch=dev_watch(
-                    cfg,
-                    run,
-                    start,
-                    mesh,
-                    every=cfg.rft.eval_every,
-                    patience=cfg.rft.patience,
-                    frozen=frozen,
-                ),
-                profile=cfg.profile,
-            )
-        finally:
-            checkpoints.close()
-        merged = merge(state.params, frozen, cfg.train)
-        save_model(folder / "model", replace(start, params=merged))
+        watch = dev_watch(
+            cfg,
+            run,
+            start,
+            mesh,
+            every=cfg.rft.eval_every,
+            patience=cfg.rft.patience,
+            frozen=frozen,
+        )
+        steps, updates, save_every = cfg.rft.steps, cfg.rft.num_updates, cfg.rft.save_every
+        how = Stage("rft", steps, updates, cfg.rft.optimizer, save_every, "reward/mean")
+        train_stage(cfg, run, how, start, trained, frozen, step_fn, watch, key=key, mesh=mesh)
 
 
 def run_all(cfg: RunConfig) -> RunFolder:

@@ -7,28 +7,20 @@ the traces come from an offline stylometric teacher; --sft.pack-length packs the
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import jax
 from jax.sharding import Mesh
 
 from experiments.prepare import base_model, dev_watch, prepare
 from experiments.presets import PRESETS, RunConfig, parse_run
+from experiments.stage import Stage, train_stage
 from experiments.synthesize import load_traces
 from persrm_jax import cli
-from persrm_jax.checkpoint import Checkpoints
 from persrm_jax.data.batches import encode_traces
-from persrm_jax.metrics import MetricsWriter
-from persrm_jax.models.load import (
-    Model,
-    save_model,
-)
-from persrm_jax.models.trainable import merge, split
+from persrm_jax.models.load import Model
+from persrm_jax.models.trainable import split
 from persrm_jax.runs import RunFolder
-from persrm_jax.training.loop import train
-from persrm_jax.training.optimizer import make_optimizer
 from persrm_jax.training.sft import SftConfig, make_sft_step
-from persrm_jax.training.step import init_state
 from persrm_jax.types import Trace
 
 
@@ -45,7 +37,6 @@ def run_sft(
 ) -> None:
     """Trains `start` on `traces`, the run's own where none are given, and saves the model in
     `RUN/STAGE/model`."""
-    folder = run.path / stage
     with run.stage(stage):
         key = jax.random.key(seed)
         trained, frozen = split(start.params, start.config, cfg.train, key, mesh)
@@ -62,34 +53,18 @@ def run_sft(
             frozen=frozen,
             loss_cfg=cfg.loss,
         )
-        optimizer = make_optimizer(sft.optimizer, sft.steps)
-        checkpoints = Checkpoints(folder / "checkpoints")
-        try:
-            state = train(
-                stage,
-                init_state(trained, optimizer, key, mesh),
-                step_fn,
-                num_steps=sft.steps,
-                save_every=sft.save_every,
-                checkpoints=checkpoints,
-                writer=lambda first: MetricsWriter(folder, first),
-                show="loss/total",
-                watch=dev_watch(
-                    cfg,
-                    run,
-                    start,
-                    mesh,
-                    every=sft.eval_every,
-                    stop_at=sft.stop_accuracy,
-                    patience=sft.patience,
-                    frozen=frozen,
-                ),
-                profile=cfg.profile,
-            )
-        finally:
-            checkpoints.close()
-        merged = merge(state.params, frozen, cfg.train)
-        save_model(folder / "model", replace(start, params=merged))
+        watch = dev_watch(
+            cfg,
+            run,
+            start,
+            mesh,
+            every=sft.eval_every,
+            stop_at=sft.stop_accuracy,
+            patience=sft.patience,
+            frozen=frozen,
+        )
+        how = Stage(stage, sft.steps, sft.steps, sft.optimizer, sft.save_every, "loss/total")
+        train_stage(cfg, run, how, start, trained, frozen, step_fn, watch, key=key, mesh=mesh)
 
 
 def main(args: Sequence[str]) -> None:
