@@ -209,12 +209,15 @@ def _make_traces(
     train = (p for p in iter_records(source, Pair) if p.author_split == "train")
     pairs = track(train, "pairs that are judged", total=count)
     teacher = cfg.teacher
-    facts = ""
+    evidence = ""
     if teacher.by == "stylometric":
         known = _known_documents(maker, cfg.seed)
-        yardstick = fit_teacher(known, teacher)
-        traces = make_traces(pairs, yardstick, cfg.prompt, both_orders=teacher.both_orders)
-        facts = f"; facts: {', '.join(yardstick.names)}"
+        fitted = fit_teacher(known, teacher)
+        traces = make_traces(pairs, fitted, cfg.prompt, both_orders=teacher.both_orders)
+        if fitted.num_words:
+            evidence += "; words in common"
+        if facts := ", ".join(fitted.yardstick.names):
+            evidence += f"; facts: {facts}"
     else:
         traces = taught_traces(
             pairs,
@@ -228,12 +231,12 @@ def _make_traces(
     asked = count * (2 if is_twice else 1)
     path = _unfinished(folder, "traces.jsonl")
     write_records(path, card.of_traces(asked, traces))
-    print(f"traces: {card.traces_line()}{facts}")
+    print(f"traces: {card.traces_line()}{evidence}")
     if not card.num_traces:
         raise ValueError(
             f"the {teacher.by} teacher judged none of {count} training pairs rightly: bring longer "
-            "texts (--corpus.max-words), more facts (--teacher.num-facts) or a better teacher "
-            "(--teacher.by)"
+            "texts (--corpus.max-words), more evidence (--teacher.num-facts, --teacher.num-words) "
+            "or a better teacher (--teacher.by)"
         )
 
 

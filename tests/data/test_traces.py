@@ -1,19 +1,23 @@
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
+from math import log
 
 import numpy as np
 import pytest
 
+from persrm_jax.data.diction import Diction
 from persrm_jax.data.facts import FACTS, LEVELS, Yardstick, measure
 from persrm_jax.data.pairs import make_pairs
 from persrm_jax.data.personas import PersonaConfig, make_personas
 from persrm_jax.data.prompts import Judgement, PromptConfig, judge_messages, parse_judgement
 from persrm_jax.data.splits import PairConfig
 from persrm_jax.data.traces import (
+    Teacher,
     TeacherConfig,
     fit_teacher,
-    judge_by_facts,
+    judge_one,
+    judge_two,
     make_trace,
     make_traces,
 )
@@ -23,18 +27,25 @@ COMPACT = PromptConfig(template="compact")
 FULL = PromptConfig(template="full")
 NAMES = ("exclamation marks", "question marks", "commas", "digits")
 # Low is none, medium at most one a sentence, high is more (of digits: a tenth of the letters).
-YARDSTICK = Yardstick(
-    NAMES,
-    np.array([list(FACTS).index(name) for name in NAMES]),
-    np.array([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 10.0]]),
+NO_FACTS = Yardstick((), np.zeros(0, int), np.zeros((0, 2)))
+TEACHER = Teacher(
+    Yardstick(
+        NAMES,
+        np.array([list(FACTS).index(name) for name in NAMES]),
+        np.array([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 10.0]]),
+    ),
+    # "so" is common; the others weigh log 10 and log 50, and a new word log 100.
+    Diction(99, Counter({"so": 60, "and": 9, "yes": 1})),
+    num_words=0,
 )
+QUOTING = replace(TEACHER, yardstick=NO_FACTS, num_words=2)
 PERSON = ("Yes, no, and so on! ", "One, two, three!")
 NEAR = "Here, there, everywhere! Oh!"  # ! medium, ? low, commas medium, digits low
 FAR = "Is it 2?"  # ! low, ? medium, commas low, digits high
 
 
 @pytest.fixture(scope="module")
-def world() -> tuple[list[Pair], Yardstick]:
+def world() -> tuple[list[Pair], Teacher]:
     documents = make_personas(PersonaConfig(num_personas=24, texts=6), 0)
     cfg = PairConfig(num_exemplars=2, num_train=80, num_dev=2, num_test=20, num_seen=2)
     pairs = make_pairs(documents, cfg, 0).main
@@ -44,7 +55,7 @@ def world() -> tuple[list[Pair], Yardstick]:
 
 
 def test_a_trace_by_hand() -> None:
-    reasoning, judgement = judge_by_facts(YARDSTICK, PERSON, NEAR, FAR, COMPACT)
+    reasoning, judgement = judge_two(TEACHER, PERSON, NEAR, FAR, COMPACT)
     assert reasoning.splitlines() == [
         "exclamation marks: medium medium low A",
         "question marks: low low medium A",
@@ -52,7 +63,7 @@ def test_a_trace_by_hand() -> None:
         "digits: low low high A",
     ]
     assert judgement == Judgement("A", 10.0, 0.0)
-    reasoning, judgement = judge_by_facts(YARDSTICK, PERSON, FAR, NEAR, FULL)
+    reasoning, judgement = judge_two(TEACHER, PERSON, FAR, NEAR, FULL)
     assert reasoning.splitlines()[0] == (
         "exclamation marks: the person medium, A low, B medium; nearer: B"
     )
@@ -61,18 +72,50 @@ def test_a_trace_by_hand() -> None:
 
 def test_a_fact_in_which_neither_is_nearer_counts_half() -> None:
     both = "Oh! Is it?"  # ! and ? medium, no commas, no digits
-    reasoning, judgement = judge_by_facts(YARDSTICK, PERSON, NEAR, both, COMPACT)
+    reasoning, judgement = judge_two(TEACHER, PERSON, NEAR, both, COMPACT)
     assert [line.split()[-1] for line in reasoning.splitlines()] == ["even", "A", "A", "even"]
     assert judgement == Judgement("A", 7.5, 2.5)
-    assert judge_by_facts(YARDSTICK, PERSON, both, both, COMPACT)[1] == Judgement("tie", 5.0, 5.0)
+    assert judge_two(TEACHER, PERSON, both, both, COMPACT)[1] == Judgement("tie", 5.0, 5.0)
+
+
+def test_words_in_common_by_hand() -> None:
+    a, b = "And YES, so on: no way!", "And so what?"
+    reasoning, judgement = judge_two(QUOTING, PERSON, a, b, FULL)
+    # Of and, yes, on and no the two rarest are on and no.
+    assert reasoning == "words shared with the person: A on, no; B And; nearer: A"
+    share = 2 * log(100) / (2 * log(100) + log(10))
+    assert judgement == Judgement("A", round(10 * share, 1), round(10 - 10 * share, 1))
+    assert judge_two(QUOTING, PERSON, b, a, COMPACT)[0] == "words: And | on, no | B"
+    nothing = judge_two(QUOTING, PERSON, "so", "Never heard.", FULL)
+    assert nothing == (
+        "words shared with the person: A none; B none; nearer: even",
+        Judgement("tie", 5.0, 5.0),
+    )
+
+
+def test_words_and_facts_weigh_alike() -> None:
+    both = replace(TEACHER, num_words=2)
+    facts = judge_two(TEACHER, PERSON, NEAR, FAR, FULL)
+    words = judge_two(QUOTING, PERSON, NEAR, FAR, FULL)
+    assert facts[1].score_a == 10 and words[1].score_a == 5
+    reasoning, judgement = judge_two(both, PERSON, NEAR, FAR, FULL)
+    assert reasoning == f"{words[0]}\n{facts[0]}"
+    assert judgement == Judgement("A", 7.5, 2.5)
+
+
+def test_a_text_alone_is_scored_by_its_words() -> None:
+    reasoning, judgement = judge_one(QUOTING, PERSON, "And yes, so on", FULL)
+    assert reasoning == "words shared with the person: yes, on"
+    assert judgement == Judgement(None, round(10 * (log(50) + log(100)) / (2 * log(100)), 1))
+    assert judge_one(QUOTING, PERSON, "so what", COMPACT) == ("words: none", Judgement(None, 0.0))
 
 
 @pytest.mark.parametrize("cfg", [COMPACT, FULL], ids=["compact", "full"])
 def test_lines_and_scores_agree_with_recomputed_levels(
-    world: tuple[list[Pair], Yardstick], cfg: PromptConfig
+    world: tuple[list[Pair], Teacher], cfg: PromptConfig
 ) -> None:
-    pairs, yardstick = world
-    low_high = dict(zip(yardstick.names, yardstick.terciles, strict=True))
+    pairs, teacher = world
+    low_high = dict(zip(teacher.yardstick.names, teacher.yardstick.terciles, strict=True))
 
     def level(name: str, texts: tuple[str, ...]) -> str:
         value = sum(FACTS[name](text) for text in texts) / len(texts)
@@ -83,13 +126,13 @@ def test_lines_and_scores_agree_with_recomputed_levels(
     for pair in pairs[:30]:
         for order in ("AB", "BA"):
             a, b = (pair.chosen, pair.rejected) if order == "AB" else (pair.rejected, pair.chosen)
-            trace = make_trace(pair, order, yardstick, cfg)
+            trace = make_trace(pair, order, teacher, cfg)
             judgement = parse_judgement(trace.response, cfg)
             assert judgement is not None and judgement.verdict == trace.verdict
             lines = trace.response.split("<think>\n")[1].split("\n</think>")[0].splitlines()
             assert len(lines) == 5
             wins = {"A": 0, "B": 0, "even": 0}
-            for line, expected in zip(lines, yardstick.names, strict=True):
+            for line, expected in zip(lines, teacher.yardstick.names, strict=True):
                 match = re.fullmatch(pattern, line)
                 assert match is not None, line
                 name, person, level_a, level_b, nearer = match.groups()
@@ -107,18 +150,18 @@ def test_lines_and_scores_agree_with_recomputed_levels(
 
 
 @pytest.mark.parametrize("answer", ["scores", "verdict"])
-def test_only_right_verdicts_are_kept(world: tuple[list[Pair], Yardstick], answer: str) -> None:
-    pairs, yardstick = world
+def test_only_right_verdicts_are_kept(world: tuple[list[Pair], Teacher], answer: str) -> None:
+    pairs, teacher = world
     cfg = replace(COMPACT, answer=answer)
     # Half of the pairs claim that the other's text is the person's own.
     swapped = [
         replace(p, chosen=p.rejected, rejected=p.chosen) if i % 2 else p
         for i, p in enumerate(pairs)
     ]
-    kept = {t.pair_id: t for t in make_traces(swapped, yardstick, cfg)}
+    kept = {t.pair_id: t for t in make_traces(swapped, teacher, cfg)}
     num_right = 0
     for pair in swapped:
-        judged = judge_by_facts(yardstick, pair.exemplars, *pair.candidates(), cfg)[1]
+        judged = judge_two(teacher, pair.exemplars, *pair.candidates(), cfg)[1]
         side = "A" if pair.order == "AB" else "B"
         assert (pair.pair_id in kept) == (judged.verdict == side)
         if pair.pair_id in kept:
@@ -131,12 +174,12 @@ def test_only_right_verdicts_are_kept(world: tuple[list[Pair], Yardstick], answe
 
 @pytest.mark.parametrize("template", ["full", "compact"])
 def test_of_texts_shown_alone_both_traces_are_kept_or_none(
-    world: tuple[list[Pair], Yardstick], template: str
+    world: tuple[list[Pair], Teacher], template: str
 ) -> None:
-    pairs, yardstick = world
+    pairs, teacher = world
     cfg = PromptConfig(template=template, answer="score")
     kept: dict[str, dict[str, float]] = {}
-    for trace in make_traces(pairs, yardstick, cfg):
+    for trace in make_traces(pairs, teacher, cfg):
         judgement = parse_judgement(trace.response, cfg)
         assert judgement is not None and judgement.score_a is not None
         lines = trace.response.split("<think>\n")[1].split("\n</think>")[0].splitlines()
@@ -155,19 +198,19 @@ def test_of_texts_shown_alone_both_traces_are_kept_or_none(
 
 
 def test_the_teacher_beats_chance_on_people_it_has_not_seen(
-    world: tuple[list[Pair], Yardstick],
+    world: tuple[list[Pair], Teacher],
 ) -> None:
-    pairs, yardstick = world
+    pairs, teacher = world
     unseen = [p for p in pairs if p.author_split == "test"]
     swapped = [replace(p, chosen=p.rejected, rejected=p.chosen) for p in unseen]
-    right, wrong = (len([*make_traces(them, yardstick, COMPACT)]) for them in (unseen, swapped))
+    right, wrong = (len([*make_traces(them, teacher, COMPACT)]) for them in (unseen, swapped))
     assert right > 2 * wrong
 
 
-def test_pairs_are_judged_in_both_orders_if_asked(world: tuple[list[Pair], Yardstick]) -> None:
-    pairs, yardstick = world
+def test_pairs_are_judged_in_both_orders_if_asked(world: tuple[list[Pair], Teacher]) -> None:
+    pairs, teacher = world
     kept = defaultdict(dict)
-    for trace in make_traces(pairs, yardstick, COMPACT, both_orders=True):
+    for trace in make_traces(pairs, teacher, COMPACT, both_orders=True):
         kept[trace.pair_id][trace.order] = trace
     assert 0 < len(kept) < len(pairs)
     for orders in kept.values():
@@ -178,7 +221,13 @@ def test_the_teachers_levels_are_of_its_texts() -> None:
     documents = make_personas(PersonaConfig(num_personas=8, texts=6), 0)
     people = {f"persona-{i:03d}" for i in range(4)}
     known = [d for d in documents if d.author in people and d.split == "train"]
-    ours = fit_teacher(known, TeacherConfig(num_facts=4))
+    ours = fit_teacher(known, TeacherConfig(num_facts=4)).yardstick
     values = np.array([measure(d.text) for d in known])
     assert (ours.terciles.min(axis=1) >= values[:, ours.columns].min(axis=0)).all()
     assert (ours.terciles.max(axis=1) <= values[:, ours.columns].max(axis=0)).all()
+
+
+def test_a_teacher_without_evidence_is_refused() -> None:
+    with pytest.raises(ValueError, match="num-facts or --teacher.num-words must be above 0"):
+        TeacherConfig(num_facts=0)
+    assert TeacherConfig(num_facts=0, num_words=5).num_words == 5

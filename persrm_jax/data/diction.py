@@ -1,0 +1,56 @@
+"""Words that a text shares with a person's, and how much each tells."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import log
+
+COMMON = log(5)
+"""Rarity up to which a word tells nothing: that of one in a fifth of all texts."""
+
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+
+
+@dataclass(frozen=True)
+class Diction:
+    """How many of the texts that it was fitted to have each word."""
+
+    num_texts: int
+    counts: Counter[str]
+    """By word in lower case."""
+
+    def rarity(self, word: str) -> float:
+        """The smooth inverse document frequency log((1 + n) / (1 + df))."""
+        return log((1 + self.num_texts) / (1 + self.counts[word.lower()]))
+
+    @property
+    def rarest(self) -> float:
+        """The rarity of a word that no text has."""
+        return log(1 + self.num_texts)
+
+
+def fit_diction(texts: Iterable[str]) -> Diction:
+    counts: Counter[str] = Counter()
+    num_texts = 0
+    for text in texts:
+        counts.update({word.lower() for word in _WORD.findall(text)})
+        num_texts += 1
+    return Diction(num_texts, counts)
+
+
+def shared_words(
+    diction: Diction, exemplars: Sequence[str], text: str, most: int
+) -> tuple[list[str], float]:
+    """The `most` rarest words of `text` that an exemplar has too, and the sum of their rarities.
+
+    Each once, as it is first spelt in `text` and in its order there, so that a reader finds them
+    going through the text. Case does not count; common words are left out.
+    """
+    known = {word.lower() for exemplar in exemplars for word in _WORD.findall(exemplar)}
+    found: dict[str, str] = {}
+    for word in _WORD.findall(text):
+        if word.lower() in known and diction.rarity(word) > COMMON:
+            found.setdefault(word.lower(), word)
+    telling = sorted(found, key=lambda word: -diction.rarity(word))[:most]
+    return [found[w] for w in found if w in telling], sum(map(diction.rarity, telling), 0.0)
