@@ -5,8 +5,9 @@
 
 `--from` names a run (its last trained stage), a model folder that a run saved, or one of its Orbax
 checkpoints (RUN/rft/checkpoints/60): the result loads in transformers and vLLM. With --adapter, the
-adapters of such a checkpoint alone, as PEFT has them, beside the model they go on. Or it names a
-Hugging Face folder, hub id, or `smollm2`: the result is a model folder of ours, for `--init`.
+adapters of such a checkpoint alone, as PEFT has them, beside the model they go on (nothing beside
+them with --base NAME). Or it names a Hugging Face folder, hub id, `smollm2`, or an adapter's
+folder: the result is a model folder of ours, for `--init`.
 """
 
 import json
@@ -22,7 +23,7 @@ from experiments.presets import RunConfig
 from persrm_jax import cli
 from persrm_jax.checkpoint import load_params
 from persrm_jax.models.config import ModelConfig
-from persrm_jax.models.hf_export import export_adapter, export_hf
+from persrm_jax.models.hf_export import export_hf
 from persrm_jax.models.load import (
     Model,
     load_model,
@@ -32,6 +33,7 @@ from persrm_jax.models.load import (
     stored_dtype,
 )
 from persrm_jax.models.params import Params
+from persrm_jax.models.peft import export_adapter
 from persrm_jax.models.trainable import abstract_trained, merge, split
 from persrm_jax.runs import RunFolder, read_config_file
 from persrm_jax.sharding import MeshShape, make_mesh
@@ -54,12 +56,17 @@ class ConvertConfig:
     """Devices to load onto, data x model."""
     adapter: bool = False
     """Write a checkpoint's adapters apart, in TO/adapter, and the model they go on in TO/base."""
+    base: str = ""
+    """The model that the adapters go on, a name or a folder as seen from TO; TO then holds them
+    alone."""
 
     def __post_init__(self) -> None:
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise ValueError(f"--dtype {self.dtype}: expected float32, bfloat16 or float16")
         if self.to.exists() and (not self.to.is_dir() or any(self.to.iterdir())):
             raise ValueError(f"--to {self.to}: exists; name a new folder")
+        if self.base and not self.adapter:
+            raise ValueError(f"--base {self.base}: goes with --adapter")
 
 
 def convert(cfg: ConvertConfig, mesh: Mesh) -> str:
@@ -111,9 +118,11 @@ def _convert_adapter(cfg: ConvertConfig, step: Path | None, mesh: Mesh) -> str:
     run, start, trained = _read_checkpoint(step, mesh)
     if not run.train.lora_rank:
         raise ValueError(f"--from {cfg.from_}: trained without adapters (--train.lora-rank)")
-    base, adapter = cfg.to / "base", cfg.to / "adapter"
-    export_hf(base, start.config, start.params, start.tokenizer, dtype=cfg.dtype)
-    export_adapter(adapter, trained, run.train, base=str(base.absolute()))
+    base, adapter = cfg.base, cfg.to
+    if not base:
+        base, adapter = str((cfg.to / "base").absolute()), cfg.to / "adapter"
+        export_hf(Path(base), start.config, start.params, start.tokenizer, dtype=cfg.dtype)
+    export_adapter(adapter, trained, run.train, base=base, dtype=cfg.dtype or "float32")
     size = sum(leaf.size for leaf in jax.tree.leaves(trained))
     return f"{adapter}: a PEFT adapter ({size:,} parameters), to go on {base}"
 

@@ -1,4 +1,4 @@
-"""Our parameters -> a folder that transformers and vLLM load, or adapters that PEFT does."""
+"""Our parameters -> a folder that transformers and vLLM load."""
 
 import json
 from collections.abc import Iterator
@@ -7,16 +7,15 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import traverse_util
-from jax.experimental import multihost_utils
 from rich.progress import track
 from safetensors.numpy import save_file
 
 from persrm_jax.jsonl import write_text
 from persrm_jax.models.config import ModelConfig
-from persrm_jax.models.hf import SHOW_PROGRESS_FROM, hf_module, hf_names, hf_shape, to_hf
+from persrm_jax.models.hf import SHOW_PROGRESS_FROM, hf_names, hf_shape, to_hf
 from persrm_jax.models.hf_config import hf_config
 from persrm_jax.models.params import Params, param_specs
-from persrm_jax.models.trainable import TrainableConfig
+from persrm_jax.models.peft import gather
 from persrm_jax.tokenizer import Tokenizer
 
 MAX_SHARD_BYTES = 4 * 10**9
@@ -56,53 +55,6 @@ def export_hf(
             write_text(folder / "README.md", card)
         # Last, since without it the folder is no model.
         write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-
-
-def export_adapter(
-    folder: Path, adapters: Params, cfg: TrainableConfig, *, base: str, card: str = ""
-) -> None:
-    """Writes adapters as PEFT has them: `adapter_config.json`, `adapter_model.safetensors`.
-
-    Args:
-        base: the model that they go on, as transformers finds it.
-
-    Raises:
-        ValueError: `folder` is not empty.
-    """
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder}: is not empty; name a new folder")
-    tensors = {}
-    for path, leaf in traverse_util.flatten_dict(adapters).items():
-        host = _gather(leaf)
-        for i, layer in enumerate(host):
-            is_a = path[-1] == "lora_a"
-            rank_last = (
-                layer.reshape(-1, cfg.lora_rank) if is_a else layer.reshape(cfg.lora_rank, -1)
-            )
-            name = (
-                f"base_model.model.{hf_module(path[1], i)}.{'lora_A' if is_a else 'lora_B'}.weight"
-            )
-            tensors[name] = np.ascontiguousarray(rank_last.T)
-    if jax.process_index():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_model.safetensors").chmod(0o644)
-    if card:
-        write_text(folder / "README.md", card)
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": cfg.lora_rank,
-        "lora_alpha": cfg.lora_alpha,
-        "lora_dropout": cfg.lora_dropout,
-        "target_modules": sorted(hf_module(name, 0).split(".")[-1] for name in cfg.lora_targets),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
-    write_text(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
 
 
 def _write_weights(
@@ -169,11 +121,5 @@ def _tensors(cfg: ModelConfig, params: Params, dtype: np.dtype) -> Iterator[tupl
         names = hf_names(path, spec)
         for i, name in enumerate(names):
             leaf = flat[path][i] if path[0] == "layers" else flat[path]
-            host = _gather(leaf).astype(dtype, copy=False)
+            host = gather(leaf).astype(dtype, copy=False)
             yield name, np.ascontiguousarray(to_hf(host, path, spec, cfg))
-
-
-def _gather(x: jax.Array) -> np.ndarray:
-    if x.is_fully_addressable:
-        return np.asarray(x)
-    return np.asarray(multihost_utils.process_allgather(x, tiled=True))

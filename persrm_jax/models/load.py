@@ -18,6 +18,8 @@ from persrm_jax.models.gguf import smollm2_folder
 from persrm_jax.models.hf import load_hf_params
 from persrm_jax.models.hf_config import load_config
 from persrm_jax.models.params import Params, abstract_params, init_params
+from persrm_jax.models.peft import base_of, is_adapter, load_adapter
+from persrm_jax.models.trainable import merge
 from persrm_jax.tokenizer import Tokenizer
 
 FROM_SCRATCH = "tiny"
@@ -70,22 +72,25 @@ def pretrained_folder(source: str) -> Path:
 
 
 def model_folder(path: Path) -> Path:
-    """The saved model that `path` names: itself, or the SFT model of a run.
+    """The saved model or adapter that `path` names: itself, or the SFT model of a run.
 
     Raises:
         ValueError: neither.
     """
     for folder in (path, path / "sft" / "model"):
-        if (folder / "model.json").is_file():
+        if (folder / "model.json").is_file() or is_adapter(folder):
             return folder
     raise ValueError(
-        f"--init {path}: holds no model; expected a run folder, or its sft/model or rft/model"
+        f"--init {path}: holds no model; expected a run folder, its sft/model or rft/model, or a "
+        "LoRA adapter's folder"
     )
 
 
 def load_tokenizer(source: str) -> Tokenizer:
     """The tokenizer of a pretrained or saved model."""
     folder = pretrained_folder(source)
+    if is_adapter(folder):
+        return load_tokenizer(base_of(folder))
     return Tokenizer.load(folder / "tokenizer" if (folder / "model.json").is_file() else folder)
 
 
@@ -97,16 +102,23 @@ def read_config(source: str) -> ModelConfig:
     if source in SIZES and not Path(source).is_dir():
         return SIZES[source]
     folder = pretrained_folder(source)
+    if is_adapter(folder):
+        return read_config(base_of(folder))
     return saved_config(folder) if (folder / "model.json").is_file() else load_config(folder)
 
 
 def load_pretrained(source: str, mesh: Mesh, dtype: str) -> Model:
-    """Loads a folder that `save_model` wrote, a Hugging Face folder, `smollm2`, or a hub id.
+    """Loads a folder that `save_model` wrote, a Hugging Face folder, `smollm2`, or a hub id; or
+    an adapter's folder, merged into the model that it names.
 
     Raises:
         ValueError: no such model, or one that is broken, incomplete or not supported.
     """
     folder = pretrained_folder(source)
+    if is_adapter(folder):
+        base = load_pretrained(base_of(folder), mesh, dtype)
+        adapter, cfg = load_adapter(folder, base.config, mesh)
+        return dataclasses.replace(base, params=merge(adapter, base.params, cfg))
     if (folder / "model.json").is_file():
         return load_model(folder, mesh, dtype)
     config = load_config(folder)
@@ -126,6 +138,8 @@ def stored_dtype(source: str) -> str:
         ValueError: they are stored in several.
     """
     folder = pretrained_folder(source)
+    if is_adapter(folder):
+        return stored_dtype(base_of(folder))
     saved = (folder / "model.json").is_file()
     found = checkpoint.stored_dtypes(folder / "params") if saved else hf.stored_dtypes(folder)
     if len(found) != 1:
@@ -147,11 +161,13 @@ def save_model(folder: Path, model: Model) -> None:
 
 
 def load_model(folder: Path, mesh: Mesh, dtype: str) -> Model:
-    """Reads a folder that `save_model` wrote, onto any mesh.
+    """Reads a folder that `save_model` wrote, or an adapter's, onto any mesh.
 
     Raises:
         ValueError: it is no such folder.
     """
+    if is_adapter(folder):
+        return load_pretrained(str(folder), mesh, dtype)
     config = saved_config(folder)
     params = load_tree(folder / "params", abstract_params(config, mesh, dtype))
     return Model(config, params, Tokenizer.load(folder / "tokenizer"))

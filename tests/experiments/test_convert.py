@@ -15,7 +15,7 @@ from small_model import SMALL, random_params
 from experiments.convert import main
 from experiments.presets import PRESETS
 from persrm_jax.checkpoint import Checkpoints
-from persrm_jax.models.load import Model, load_model, save_model, stored_dtype
+from persrm_jax.models.load import Model, load_model, model_folder, save_model, stored_dtype
 from persrm_jax.models.params import Params
 from persrm_jax.models.trainable import TrainableConfig, merge, split
 from persrm_jax.runs import RunFolder
@@ -123,6 +123,58 @@ def test_adapters_apart_are_what_peft_names_them(tmp_path: Path, mesh: Mesh) -> 
     assert set(config["target_modules"]) == {
         *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_on_a_named_base_load_as_a_model(dtype: str, tmp_path: Path, mesh: Mesh) -> None:
+    run = tmp_path / "run"
+    lora, trained, frozen = adapters_of(run, mesh)
+    step = ["--from", str(run / "rft" / "checkpoints" / "7"), "--adapter"]
+    main([*step, "--to", str(tmp_path / "out"), "--base", "../run/sft/model", "--dtype", dtype])
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    found = load_model(model_folder(tmp_path / "out"), mesh, "float32")
+    rounded = jax.tree.map(lambda x: x.astype(dtype).astype("float32"), trained)
+    want = merge(rounded, frozen, lora)
+    jax.tree.map(np.testing.assert_array_equal, found.params, want)
+    assert found.config == SMALL
+    main(["--from", str(tmp_path / "out"), "--to", str(tmp_path / "ours")])
+    again = load_model(tmp_path / "ours", mesh, "float32")
+    jax.tree.map(np.testing.assert_array_equal, again.params, want)
+
+
+def _changed(folder: Path, **fields: object) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text()) | fields
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_adapters_that_cannot_be_used_are_refused(tmp_path: Path, mesh: Mesh) -> None:
+    adapters_of(tmp_path / "run", mesh)
+    out = tmp_path / "out"
+    step = ["--from", str(tmp_path / "run" / "rft" / "checkpoints" / "7")]
+    main([*step, "--adapter", "--to", str(out), "--base", "../run/sft/model"])
+    for fields, why in (
+        ({"peft_type": "IA3"}, "peft_type IA3 is not supported .only LORA"),
+        ({"use_dora": True}, "use_dora True is not supported"),
+        ({"target_modules": "all-linear"}, "target_modules must be among"),
+        ({"target_modules": ["q_proj"]}, "is no adapter of"),
+        ({"r": 8}, "is .* of another model than"),
+        ({"r": None}, "r must be a number"),
+        ({"base_model_name_or_path": "nowhere"}, "model nowhere: no such folder"),
+        ({"base_model_name_or_path": None}, "base_model_name_or_path must name"),
+    ):
+        whole = (out / "adapter_config.json").read_text()
+        _changed(out, **fields)
+        with pytest.raises(ValueError, match=why):
+            load_model(out, mesh, "float32")
+        (out / "adapter_config.json").write_text(whole)
+    (out / "adapter_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="adapter_model.safetensors: cannot be read"):
+        load_model(out, mesh, "float32")
+    with pytest.raises(ValueError, match="--base smollm2: goes with --adapter"):
+        main([*step, "--to", str(tmp_path / "x"), "--base", "smollm2"])
 
 
 def test_a_run_without_adapters_has_none_to_write(run: Path, tmp_path: Path) -> None:

@@ -23,9 +23,10 @@ from small_model import FAMILIES, random_params
 from persrm_jax.models.config import ComputeConfig
 from persrm_jax.models.decoder import vocab_weight
 from persrm_jax.models.hf import hf_names, to_hf
-from persrm_jax.models.hf_export import export_adapter, export_hf
+from persrm_jax.models.hf_export import export_hf
 from persrm_jax.models.load import load_model
 from persrm_jax.models.params import Params, param_specs
+from persrm_jax.models.peft import export_adapter
 from persrm_jax.models.trainable import TrainableConfig, join, split
 from persrm_jax.sampling import Ending, SamplingConfig, make_generate, sequence_keys
 from persrm_jax.tokenizer import byte_tokenizer
