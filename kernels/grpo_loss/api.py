@@ -10,6 +10,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels.dispatch import Impl
@@ -24,7 +25,9 @@ class GrpoLoss(NamedTuple):
     loss: Float[Array, ""]
     sums: TokenSums
     logprobs: Float[Array, " N"]
+    """0 for a token without weight."""
     entropy: Float[Array, " N"]
+    """Likewise."""
 
 
 def grpo_loss(
@@ -54,6 +57,7 @@ def grpo_loss(
     Raises:
         ValueError: `pallas` where it cannot run.
     """
+    counts = inputs.weights != 0
     if impl == "pallas":
         logprobs, entropy = linear_logprob(
             hidden, weight, labels, temperature=temperature, impl=impl
@@ -61,8 +65,8 @@ def grpo_loss(
         loss, sums = token_loss(logprobs, inputs, rule, impl=impl)
         if entropy_coef:
             loss -= entropy_coef * (inputs.weights * entropy).sum()
-        constants = jax.lax.stop_gradient((logprobs, entropy))
-        return GrpoLoss(loss, sums, *constants)
+        constants = (jnp.where(counts, x, 0.0) for x in (logprobs, entropy))
+        return GrpoLoss(loss, sums, *map(jax.lax.stop_gradient, constants))
     loss, logprobs, entropy = linear_loss(
         partial(_terms, rule, entropy_coef),
         hidden,
@@ -73,6 +77,7 @@ def grpo_loss(
         uses_entropy=entropy_coef != 0,
         accumulator=accumulator,
         impl=impl,
+        counts=counts,
     )
     return GrpoLoss(loss, token_loss(logprobs, inputs, rule)[1], logprobs, entropy)
 

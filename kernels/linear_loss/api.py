@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from kernels.dispatch import Impl
 from kernels.linear_logprob import linear_logprob
@@ -27,6 +27,7 @@ def linear_loss(
     uses_entropy: bool = False,
     accumulator: Literal["float32", "bfloat16"] = "float32",
     impl: Impl = "auto",
+    counts: Bool[Array, " N"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, " N"], Float[Array, " N"]]:
     """sum of token_fn(log p, H, inputs) over tokens, without logits in memory.
 
@@ -42,17 +43,22 @@ def linear_loss(
             1e-2.
         impl: `xla` forms the gradients with the logits, a chunk of tokens at a time; `pallas` takes
             log-probabilities with a kernel first; `reference` holds all logits.
+        counts: tokens whose terms may differ from 0; the others need no logits.
 
     Returns:
-        The loss, and each token's log-probability and entropy in nats, float32, as constants.
+        The loss, and each token's log-probability and entropy in nats, float32, as constants; 0 for
+        a token that does not count.
 
     Raises:
         ValueError: `pallas` where it cannot run.
     """
     if impl in ("auto", "xla"):
         return xla.linear_loss(
-            token_fn, temperature, uses_entropy, accumulator, hidden, weight, labels, inputs
+            token_fn, temperature, uses_entropy, accumulator, hidden, weight, labels, inputs, counts
         )
     logprobs, entropy = linear_logprob(hidden, weight, labels, temperature=temperature, impl=impl)
-    loss = jnp.sum(token_fn(logprobs, entropy, inputs))
+    terms = token_fn(logprobs, entropy, inputs)
+    if counts is not None:
+        terms, logprobs, entropy = (jnp.where(counts, x, 0.0) for x in (terms, logprobs, entropy))
+    loss = jnp.sum(terms)
     return loss, jax.lax.stop_gradient(logprobs), jax.lax.stop_gradient(entropy)

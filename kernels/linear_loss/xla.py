@@ -12,15 +12,21 @@ stored, against 8 where the backward pass forms them again. At T = 32,768, D = 3
 107 TFLOP, 135 ms of an H100 at 790 TFLOP/s, and 40 ms more for dW, which each of 32 chunks reads
 and writes. Memory: dh, dW in float32 (2.0 GiB) and a chunk of logits.
 
+Tokens that do not count, such as prompts and padding, are put behind those that do, and their
+chunks are left out: of a judge's prompt of 600 tokens and answer of 50, only the answer meets the
+vocabulary. A weight that is not differentiated (LoRA's) has no dW.
+
 This holds while a token's term depends on no other token. A ratio per sequence needs every
 log-probability before any derivative: `linear_logprob`, which is differentiable, and 8 T D V.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from kernels import softmax
 from kernels.sharding import (
@@ -34,8 +40,24 @@ from kernels.sharding import (
     sum_vocabulary,
 )
 
-Static = tuple[Any, float, bool, str]
-"""token_fn, temperature, uses_entropy, accumulator."""
+
+class _Static(NamedTuple):
+    """What is no array."""
+
+    token_fn: Any
+    temperature: float
+    uses_entropy: bool
+    accumulator: str
+
+
+class _Tokens(NamedTuple):
+    """What has a row a token."""
+
+    hidden: jax.Array
+    labels: jax.Array
+    inputs: Any
+    counts: jax.Array | None
+    """None: all do."""
 
 
 def linear_loss(
@@ -47,44 +69,55 @@ def linear_loss(
     weight: jax.Array,
     labels: jax.Array,
     inputs: Any,
+    counts: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As `api.linear_loss`."""
-    static = (token_fn, temperature, uses_entropy, accumulator)
-    return _linear_loss(static, hidden, weight, labels, inputs)
+    static = _Static(token_fn, temperature, uses_entropy, accumulator)
+    return _linear_loss(static, hidden, weight, labels, inputs, counts)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _linear_loss(
-    static: Static, hidden: jax.Array, weight: jax.Array, labels: jax.Array, inputs: Any
+    static: _Static,
+    hidden: jax.Array,
+    weight: jax.Array,
+    labels: jax.Array,
+    inputs: Any,
+    counts: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     axes = axes_of(hidden.shape[0], weight.shape[0])
     rows = axes.rows
     local = partial(_local_value, axes, static)
-    return over_mesh(local, (rows, axes.matrix, rows, rows), (axes.whole, rows, rows))(
-        hidden, weight, labels, inputs
+    return over_mesh(local, (axes.matrix, rows), (axes.whole, rows, rows))(
+        weight, _Tokens(hidden, labels, inputs, counts)
     )
 
 
 def _forward(
-    static: Static, hidden: jax.Array, weight: jax.Array, labels: jax.Array, inputs: Any
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    axes = axes_of(hidden.shape[0], weight.shape[0])
-    rows, matrix = axes.rows, axes.matrix
-    local = partial(_local_value_and_gradients, axes, static)
-    *out, dh, dw = over_mesh(
-        local, (rows, matrix, rows, rows), (axes.whole, rows, rows, rows, matrix)
-    )(hidden, weight, labels, inputs)
-    return tuple(out), (dh, dw)
+    static: _Static, hidden: Any, weight: Any, *rest: Any
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]:
+    """Every array comes as (value, whether it is differentiated)."""
+    trains = weight.perturbed
+    values = jax.tree.map(lambda x: x.value, rest, is_leaf=lambda x: isinstance(x, CustomVJPPrimal))
+    matrix, tokens = weight.value, _Tokens(hidden.value, *values)
+    axes = axes_of(tokens.hidden.shape[0], matrix.shape[0])
+    rows = axes.rows
+    local = partial(_local_value_and_gradients, axes, static, trains)
+    out_specs = (axes.whole, rows, rows, rows, axes.matrix if trains else None)
+    *out, dh, dw = over_mesh(local, (axes.matrix, rows), out_specs)(matrix, tokens)
+    return (out[0], out[1], out[2]), (dh, dw)
 
 
 def _backward(
-    static: Static, saved: tuple[jax.Array, jax.Array], cotangents: tuple[jax.Array, ...]
-) -> tuple[jax.Array, jax.Array, None, None]:
-    dh, dw = (x * cotangents[0].astype(x.dtype) for x in saved)
-    return dh, dw, None, None
+    static: _Static, saved: tuple[jax.Array, jax.Array | None], cotangents: tuple[Any, ...]
+) -> tuple[jax.Array | None, jax.Array | None, None, None, None]:
+    if isinstance(cotangents[0], SymbolicZero):
+        return None, None, None, None, None
+    dh, dw = (None if x is None else x * cotangents[0].astype(x.dtype) for x in saved)
+    return dh, dw, None, None, None
 
 
-_linear_loss.defvjp(_forward, _backward)
+_linear_loss.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _chunk_outcome(
@@ -95,64 +128,104 @@ def _chunk_outcome(
     return z, softmax.outcome(softmax.over_vocabulary(axes, part))
 
 
-def _split(n: int, labels: jax.Array, *rows: Any) -> Any:
-    """Chunks of what has a row a token, and which rows are tokens and no filling."""
-    real = jnp.ones(labels.shape, bool)
-    return jax.tree.map(partial(softmax.chunks, num_chunks=n), (real, labels, *rows))
+def _each_chunk(
+    one: Callable[[Any, tuple[jax.Array, _Tokens]], tuple[Any, tuple[jax.Array, ...]]],
+    start: Any,
+    tokens: _Tokens,
+    weight: jax.Array,
+    *,
+    gradient: bool,
+) -> tuple[Any, list[jax.Array]]:
+    """`one` over chunks of the tokens that count: what it carries, and what it gives each token (0
+    to those that do not count).
+
+    Args:
+        one: (carried, (which rows are tokens that count, tokens)) -> (carried, rows).
+    """
+    size = len(tokens.labels)
+    n = softmax.num_chunks(tokens.labels, weight, gradient=gradient)
+    real = jnp.ones(size, bool) if tokens.counts is None else tokens.counts
+    used: int | jax.Array = n
+    order = None
+    if n > 1 and tokens.counts is not None:
+        order = jnp.argsort(~real, stable=True)
+        real, tokens = jax.tree.map(lambda x: x[order], (real, tokens))
+        used = -(-jnp.sum(real) // -(-size // n))
+    xs = jax.tree.map(partial(softmax.chunks, num_chunks=n), (real, tokens))
+
+    def chunk(i: jax.Array | int) -> tuple[jax.Array, _Tokens]:
+        found: tuple[jax.Array, _Tokens] = jax.tree.map(lambda x: x[i], xs)
+        return found
+
+    def step(i: jax.Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
+        carried, rows = state
+        carried, more = one(carried, chunk(i))
+        return carried, jax.tree.map(lambda x, new: x.at[i].set(new), rows, more)
+
+    shapes = jax.eval_shape(lambda carried: one(carried, chunk(0))[1], start)
+    rows = jax.tree.map(lambda x: jnp.zeros((n, *x.shape), x.dtype), shapes)
+    carried, rows = jax.lax.fori_loop(0, used, step, (start, rows))
+    flat = [softmax.whole(x, size) for x in rows]
+    if tokens.counts is not None:
+        flat = [jnp.where(_like(real, x), x, 0) for x in flat]
+    if order is not None:
+        flat = [jnp.zeros_like(x).at[order].set(x, unique_indices=True) for x in flat]
+    return carried, flat
+
+
+def _like(mask: jax.Array, x: jax.Array) -> jax.Array:
+    return mask.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def _local_value(
-    axes: Axes,
-    static: Static,
-    hidden: jax.Array,
-    weight: jax.Array,
-    labels: jax.Array,
-    inputs: Any,
+    axes: Axes, static: _Static, weight: jax.Array, tokens: _Tokens
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    token_fn, temperature, _, _ = static
-    weight = gather_weight(axes, weight.astype(hidden.dtype))
-    local = local_ids(axes, labels, len(weight))
+    weight = gather_weight(axes, weight.astype(tokens.hidden.dtype))
+    tokens = tokens._replace(labels=local_ids(axes, tokens.labels, len(weight)))
 
-    def one(loss: jax.Array, xs: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        real, label, h, given = xs
-        _, found = _chunk_outcome(axes, temperature, h, weight, label)
-        terms = token_fn(found.logprobs, found.entropy, given)
+    def one(
+        loss: jax.Array, xs: tuple[jax.Array, _Tokens]
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        real, (h, label, given, _) = xs
+        _, found = _chunk_outcome(axes, static.temperature, h, weight, label)
+        terms = static.token_fn(found.logprobs, found.entropy, given)
         return loss + jnp.sum(jnp.where(real, terms, 0.0)), (found.logprobs, found.entropy)
 
-    n = softmax.num_chunks(labels, weight, gradient=False)
-    loss, out = jax.lax.scan(one, jnp.zeros(()), _split(n, local, hidden, inputs))
-    logprobs, entropy = (softmax.whole(x, len(labels)) for x in out)
+    loss, (logprobs, entropy) = _each_chunk(one, jnp.zeros(()), tokens, weight, gradient=False)
     return sum_tokens(axes, loss), logprobs, entropy
 
 
 def _local_value_and_gradients(
-    axes: Axes,
-    static: Static,
-    hidden: jax.Array,
-    weight: jax.Array,
-    labels: jax.Array,
-    inputs: Any,
-) -> tuple[jax.Array, ...]:
-    token_fn, temperature, uses_entropy, accumulator = static
-    whole = gather_weight(axes, weight.astype(hidden.dtype))
-    local = local_ids(axes, labels, len(whole))
+    axes: Axes, static: _Static, trains: bool, weight: jax.Array, tokens: _Tokens
+) -> tuple[Any, ...]:
+    """Args:
+    trains: whether the weight does.
+    """
+    whole = gather_weight(axes, weight.astype(tokens.hidden.dtype))
+    tokens = tokens._replace(labels=local_ids(axes, tokens.labels, len(whole)))
 
-    def one(carry: tuple[jax.Array, jax.Array], xs: Any) -> tuple[Any, Any]:
+    def one(
+        carry: tuple[jax.Array, jax.Array | None], xs: tuple[jax.Array, _Tokens]
+    ) -> tuple[Any, tuple[jax.Array, ...]]:
         loss, dw = carry
-        real, label, h, given = xs
-        z, found = _chunk_outcome(axes, temperature, h, whole, label)
+        real, (h, label, given, _) = xs
+        z, found = _chunk_outcome(axes, static.temperature, h, whole, label)
 
         def total(logprobs: jax.Array, entropy: jax.Array) -> jax.Array:
-            return jnp.sum(jnp.where(real, token_fn(logprobs, entropy, given), 0.0))
+            return jnp.sum(jnp.where(real, static.token_fn(logprobs, entropy, given), 0.0))
 
         value, (g, e) = jax.value_and_grad(total, argnums=(0, 1))(found.logprobs, found.entropy)
-        dz = softmax.logit_gradient(z, label, found, g, e if uses_entropy else None, temperature)
-        dh, more = softmax.pull_back(dz, h, whole, accumulator)
+        on_entropy = e if static.uses_entropy else None
+        dz = softmax.logit_gradient(z, label, found, g, on_entropy, static.temperature)
+        dh, more = softmax.pull_back(dz, h, whole, static.accumulator)
         dh = sum_vocabulary(axes, dh).astype(h.dtype)
-        return (loss + value, dw + more), (found.logprobs, found.entropy, dh)
+        return (loss + value, None if dw is None else dw + more), (
+            found.logprobs,
+            found.entropy,
+            dh,
+        )
 
-    n = softmax.num_chunks(labels, whole, gradient=True)
-    start = (jnp.zeros(()), jnp.zeros(whole.shape, accumulator))
-    (loss, dw), out = jax.lax.scan(one, start, _split(n, local, hidden, inputs))
-    rows = (softmax.whole(x, len(labels)) for x in out)
-    return sum_tokens(axes, loss), *rows, scatter_gradient(axes, dw).astype(weight.dtype)
+    start = (jnp.zeros(()), jnp.zeros(whole.shape, static.accumulator) if trains else None)
+    (loss, dw), rows = _each_chunk(one, start, tokens, whole, gradient=True)
+    dw = None if dw is None else scatter_gradient(axes, dw).astype(weight.dtype)
+    return sum_tokens(axes, loss), *rows, dw

@@ -80,6 +80,7 @@ def make_sft_loss(
             mask / jnp.maximum(totals.tokens, 1),
             accumulator=loss_cfg.accumulator,
             impl=loss_cfg.impl,
+            counts=mask,
         )
         return loss, {
             "loss/total": loss,

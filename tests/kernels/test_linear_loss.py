@@ -108,6 +108,73 @@ def test_what_fills_the_last_chunk_adds_nothing() -> None:
     assert float(loss) == 23
 
 
+def _counted(
+    counts: np.ndarray, *inputs: jax.Array, impl: Any = "auto"
+) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+    def loss(hidden: jax.Array, weight: jax.Array) -> Any:
+        value, *rest = linear_loss(
+            bent,
+            hidden,
+            weight,
+            inputs[2],
+            jnp.ones(len(counts)),
+            uses_entropy=True,
+            counts=jnp.asarray(counts),
+            impl=impl,
+        )
+        return value, rest
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(*inputs[:2])
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(counts=st.lists(st.booleans(), min_size=23, max_size=23), seed=st.integers(0, 99))
+def test_only_tokens_that_count_do(impl: str, counts: list[bool], seed: int) -> None:
+    """They get what the loss of them alone gives them, wherever they stand; the others 0."""
+    inputs = random_inputs(23, 16, 101, seed=seed, scale=3.0)
+    mask = np.array(counts)
+    (loss, rest), (dh, dw) = _counted(mask, *inputs, impl=impl)
+    logp, entropy, _ = softmax(*inputs, 1.0)
+    assert float(loss) == pytest.approx((mask * (logp**2 / 2 + logp * entropy)).sum(), rel=1e-5)
+    for one, other in zip(rest, (logp, entropy), strict=True):
+        np.testing.assert_allclose(one, np.where(mask, other, 0), rtol=1e-5, atol=1e-5)
+    want = pull_back(*inputs, 1.0, *bent_slopes(logp, entropy, mask.astype("f4")))
+    for one, other in zip((dh, dw), want, strict=True):
+        assert relative_l2(one, other) < 1e-5 or np.abs(other).max() < 1e-6
+
+
+def test_chunks_without_tokens_that_count_are_left_out() -> None:
+    """A state that is not a number reaches the weight's gradient in its chunk, if that is
+    computed: 0 times it is none. Seven tokens that count take two chunks of five."""
+    hidden, weight, labels = random_inputs(23, 16, 101)
+    counts = np.zeros(23, bool)
+    counts[[1, 4, 9, 10, 17, 20, 22]] = True
+    broken = hidden.at[jnp.asarray([3, 8, 14])].set(jnp.nan)
+    # The stable order puts tokens 0, 2 and 3 behind the seven, in the second chunk.
+    sound = broken.at[3].set(0.0)
+    assert np.isnan(_counted(counts, broken, weight, labels)[1][1]).any()
+    want = _counted(counts, hidden, weight, labels)
+    found = _counted(counts, sound, weight, labels)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, want)
+
+
+def test_a_weight_that_is_not_differentiated_has_no_gradient() -> None:
+    hidden, weight, labels = random_inputs(23, 16, 101)
+
+    def loss(hidden: jax.Array, weight: jax.Array) -> jax.Array:
+        return linear_loss(nll, hidden, weight, labels, jnp.ones(23))[0]
+
+    def compiled(of: Any) -> Any:
+        return jax.jit(jax.grad(loss, of)).lower(hidden, weight).compile()
+
+    alone, both = (compiled(of) for of in (0, (0, 1)))
+    np.testing.assert_allclose(alone(hidden, weight), both(hidden, weight)[0], rtol=1e-6, atol=1e-7)
+    assert alone.as_text().count(" dot(") < both.as_text().count(" dot(")
+    only = jax.grad(loss, 1)(hidden, weight)
+    np.testing.assert_allclose(only, both(hidden, weight)[1], rtol=1e-6, atol=1e-7)
+
+
 def test_no_array_of_all_logits_exists() -> None:
     hidden, weight, labels = random_inputs(23, 16, 101)
 
