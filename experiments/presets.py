@@ -205,9 +205,51 @@ SMOLLM2 = replace(
     eval=EvalConfig(batch_size=16, sampling=SamplingConfig(max_new_tokens=224, temperature=0.0)),
 )
 
+# What two CPU cores train in hours: adapters, short passages, and traces that quote the words that
+# a candidate shares with the person, which judge better than facts and which a small model learns
+# to copy (results/LOG.md).
+SMOLLM2_CPU = replace(
+    SMOLLM2,
+    preset="smollm2-cpu",
+    corpus=CorpusConfig(max_words=64, prompt_words=0),
+    pairs=PairConfig(
+        num_exemplars=4,
+        negatives=("other_author_same_topic", "other_author"),
+        num_train=1600,
+        num_seen=60,
+    ),
+    prompt=PromptConfig(max_tokens=896),
+    teacher=TeacherConfig(num_facts=0, num_words=5, both_orders=False),
+    compute=ComputeConfig(),
+    train=TrainableConfig(lora_rank=8, lora_alpha=16.0),
+    sft=SftConfig(
+        steps=75,
+        batch_size=16,
+        accumulate=8,
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=5),
+        save_every=5,
+        eval_every=25,
+    ),
+    rft=RftConfig(
+        steps=40,
+        prompts=4,
+        group_size=8,
+        sampling=SamplingConfig(max_new_tokens=96),
+        optimizer=OptimizerConfig(learning_rate=1e-4, schedule="constant", warmup_steps=2),
+        save_every=5,
+    ),
+    eval=EvalConfig(
+        batch_size=32,
+        sampling=SamplingConfig(max_new_tokens=96, temperature=0.0),
+        max_dev_pairs=40,
+        exemplars=(0,),
+    ),
+)
+
 PRESETS: dict[str, RunConfig] = {
     "tiny": TINY,
     "smollm2": SMOLLM2,
+    "smollm2-cpu": SMOLLM2_CPU,
     "qwen2.5-0.5b": replace(_SMALL, preset="qwen2.5-0.5b", model="Qwen/Qwen2.5-0.5B-Instruct"),
     "qwen2.5-7b": _PAPER,
     "qwen3-0.6b": replace(_SMALL, preset="qwen3-0.6b", model="Qwen/Qwen3-0.6B"),
