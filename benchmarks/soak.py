@@ -3,9 +3,9 @@
     python -m experiments.rft ... --out RUN
     python -m benchmarks.soak --run RUN --out results/soak.json
 
-Reads the run's metrics, and ends with an error where the run grew by more than 3 % after its first
-tenth, compiled anything after it, or lost a tenth of its throughput. The figure lies beside the
-numbers.
+Reads the metrics of RFT's steps, and ends with an error where the run grew by more than 3 % after
+its first tenth, a step compiled anything after it (as it does where the run was interrupted), or it
+lost a tenth of its throughput. The figure lies beside the numbers.
 """
 
 import json
@@ -41,14 +41,12 @@ class SoakConfig:
 
     run: Path
     """Folder of a run."""
-    stage: str = "rft"
-    """Whose metrics."""
     out: Path | None = None
     """File for the numbers; the figure gets the same name."""
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Numbers of a stage's folder, of a run that took at least twenty steps.
+    """Numbers of RFT's folder, of a run that took at least twenty steps.
 
     Raises:
         ValueError: it took fewer.
@@ -67,12 +65,14 @@ def measure(folder: Path) -> dict[str, Any]:
         return float(np.median(found[tenth : 2 * tenth])), float(np.median(found[-tenth:]))
 
     (memory, memory_end), (speed, speed_end) = parts("time/memory_gib"), parts("time/tokens_per_s")
+    lengths = parts("length/completion")
     steps = sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
     return {
         "steps": len(rows),
         "hours": float(values("time/step_s").sum() / 3600),
         "memory_gib": {"second_tenth": memory, "last_tenth": memory_end},
         "tokens_per_s": {"second_tenth": speed, "last_tenth": speed_end},
+        "completion_tokens": dict(zip(("second_tenth", "last_tenth"), lengths, strict=True)),
         "compilations": {
             "first_tenth": int(values("time/compilations")[:tenth].sum()),
             "after": int(values("time/compilations")[tenth:].sum()),
@@ -107,14 +107,14 @@ def _mib(folder: Path) -> float:
 def main(args: Sequence[str]) -> None:
     """The command line."""
     cfg = cli.parse_flags(SoakConfig, "python -m benchmarks.soak", args)
-    found = measure(cfg.run / cfg.stage)
+    found = measure(cfg.run / "rft")
     provenance = json.loads((cfg.run / "provenance.json").read_text(encoding="utf-8"))
     text = json.dumps({**found, "provenance": provenance}, indent=2) + "\n"
     print(json.dumps(found, indent=2))
     if cfg.out is not None:
         write_text(cfg.out, text)
-        rows = read_metrics(cfg.run / cfg.stage / "metrics.jsonl")
-        named = [{**row, "stage": cfg.stage} for row in rows]
+        rows = read_metrics(cfg.run / "rft" / "metrics.jsonl")
+        named = [{**row, "stage": "rft"} for row in rows]
         curves_figure(named, cfg.out.with_suffix(".png"), TAGS)
     if wrong := faults(found):
         raise ValueError(f"{cfg.run}: {'; '.join(wrong)}")

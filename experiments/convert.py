@@ -11,11 +11,14 @@ folder: the result is a model folder of ours, for `--init`.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
+import numpy as np
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from experiments.prepare import base_model
@@ -119,12 +122,27 @@ def _convert_adapter(cfg: ConvertConfig, step: Path | None, mesh: Mesh) -> str:
     if not run.train.lora_rank:
         raise ValueError(f"--from {cfg.from_}: trained without adapters (--train.lora-rank)")
     base, adapter = cfg.base, cfg.to
-    if not base:
+    if base:
+        _check_base(cfg, start.params, mesh)
+    else:
         base, adapter = str((cfg.to / "base").absolute()), cfg.to / "adapter"
         export_hf(Path(base), start.config, start.params, start.tokenizer, dtype=cfg.dtype)
     export_adapter(adapter, trained, run.train, base=base, dtype=cfg.dtype or "float32")
     size = sum(leaf.size for leaf in jax.tree.leaves(trained))
     return f"{adapter}: a PEFT adapter ({size:,} parameters), to go on {base}"
+
+
+def _check_base(cfg: ConvertConfig, trained_on: Params, mesh: Mesh) -> None:
+    """RFT's adapters go on the SFT model; on another nothing but the answers would be wrong."""
+    beside = os.path.normpath(cfg.to / cfg.base)
+    source = beside if os.path.isdir(beside) else cfg.base
+    dtype = str(trained_on["embed"]["weight"].dtype)
+    named = traverse_util.flatten_dict(load_pretrained(source, mesh, dtype).params)
+    wanted = traverse_util.flatten_dict(trained_on)
+    if named.keys() != wanted.keys() or not all(
+        np.array_equal(named[path], wanted[path]) for path in wanted
+    ):
+        raise ValueError(f"--base {cfg.base}: is not the model that these adapters were trained on")
 
 
 def _load_checkpoint(step: Path, mesh: Mesh) -> Model:

@@ -242,6 +242,7 @@ def _settings(flags: Flags) -> dict[str, Value]:
 def report_sweep(runs: Runs, sweep: Sweep, *, title: str, command: str, out: Path) -> None:
     """Prints the tables, and writes `report.md`, `report.html` and `accuracy.png` into `out`, and a
     session of the HParams tab into each run."""
+    made_by = provenance()  # before anything is written into the checkout
     found = collect(runs, sweep)
     rows = [row.accuracy for row in found]
     out.mkdir(parents=True, exist_ok=True)
@@ -251,7 +252,7 @@ def report_sweep(runs: Runs, sweep: Sweep, *, title: str, command: str, out: Pat
     first = runs[sweep.first]
     sections = {grid.title: grid.markdown() for grid in grids}
     sections["Command"] = f"`{command}`"
-    sections["Provenance"] = f"```json\n{json.dumps(provenance(), indent=2)}\n```"
+    sections["Provenance"] = f"```json\n{json.dumps(made_by, indent=2)}\n```"
     sections["Config of the first run"] = fenced(next(iter(first.values())) / "config.json")
     named = f"seed{'s' * (len(first) > 1)} {', '.join(map(str, first))}"
     title = f"{title}: unseen authors, {named}"

@@ -29,4 +29,6 @@ def test_memory_is_this_process_own() -> None:
     held = bytearray(300 * 2**20)
     grown = memory_in_use() - before
     assert 0.25 < grown < 0.5, len(held)
-    assert process_memory("VmHWM") >= process_memory("VmRSS") > 2**20
+    resident = process_memory("VmRSS")
+    # The kernel counts in batches, so that the peak may be a few pages behind.
+    assert process_memory("VmHWM") + 2**20 >= resident > 2**20

@@ -25,7 +25,7 @@ class GrpoLoss(NamedTuple):
     loss: Float[Array, ""]
     sums: TokenSums
     logprobs: Float[Array, " N"]
-    """0 for a token without weight."""
+    """0 for a token without weight, where its ratio is its own."""
     entropy: Float[Array, " N"]
     """Likewise."""
 

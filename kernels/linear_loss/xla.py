@@ -13,8 +13,8 @@ stored, against 8 where the backward pass forms them again. At T = 32,768, D = 3
 and writes. Memory: dh, dW in float32 (2.0 GiB) and a chunk of logits.
 
 Tokens that do not count, such as prompts and padding, are put behind those that do, and their
-chunks are left out: of a judge's prompt of 600 tokens and answer of 50, only the answer meets the
-vocabulary. A weight that is not differentiated (LoRA's) has no dW.
+chunks are left out: a judge's prompt is ten times as long as its answer, and has no loss. A weight
+that is not differentiated (LoRA's) has no dW, so that chunks may be small and leave more out.
 
 This holds while a token's term depends on no other token. A ratio per sequence needs every
 log-probability before any derivative: `linear_logprob`, which is differentiable, and 8 T D V.
@@ -39,6 +39,9 @@ from kernels.sharding import (
     sum_tokens,
     sum_vocabulary,
 )
+
+_CHUNKS = 16
+"""Where no dW is read and written by each."""
 
 
 class _Static(NamedTuple):
@@ -135,12 +138,14 @@ def _each_chunk(
     weight: jax.Array,
     *,
     gradient: bool,
+    least: int = 1,
 ) -> tuple[Any, list[jax.Array]]:
     """`one` over chunks of the tokens that count: what it carries, and what it gives each token (0
     to those that do not count).
 
     Args:
         one: (carried, (which rows are tokens that count, tokens)) -> (carried, rows).
+        least: chunks to make at least, where there are several and not all tokens count.
     """
     size = len(tokens.labels)
     n = softmax.num_chunks(tokens.labels, weight, gradient=gradient)
@@ -148,6 +153,7 @@ def _each_chunk(
     used: int | jax.Array = n
     order = None
     if n > 1 and tokens.counts is not None:
+        n = max(n, least)
         order = jnp.argsort(~real, stable=True)
         real, tokens = jax.tree.map(lambda x: x[order], (real, tokens))
         used = -(-jnp.sum(real) // -(-size // n))
@@ -226,6 +232,7 @@ def _local_value_and_gradients(
         )
 
     start = (jnp.zeros(()), jnp.zeros(whole.shape, static.accumulator) if trains else None)
-    (loss, dw), rows = _each_chunk(one, start, tokens, whole, gradient=True)
+    least = 1 if trains else _CHUNKS
+    (loss, dw), rows = _each_chunk(one, start, tokens, whole, gradient=True, least=least)
     dw = None if dw is None else scatter_gradient(axes, dw).astype(weight.dtype)
     return sum_tokens(axes, loss), *rows, dw

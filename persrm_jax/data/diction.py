@@ -18,11 +18,11 @@ class Diction:
 
     num_texts: int
     counts: Counter[str]
-    """By word in lower case."""
+    """By word in lower case, apostrophes straight."""
 
     def rarity(self, word: str) -> float:
         """The smooth inverse document frequency log((1 + n) / (1 + df))."""
-        return log((1 + self.num_texts) / (1 + self.counts[word.lower()]))
+        return log((1 + self.num_texts) / (1 + self.counts[_key(word)]))
 
     @property
     def rarest(self) -> float:
@@ -30,11 +30,15 @@ class Diction:
         return log(1 + self.num_texts)
 
 
+def _key(word: str) -> str:
+    return word.lower().replace("’", "'")
+
+
 def fit_diction(texts: Iterable[str]) -> Diction:
     counts: Counter[str] = Counter()
     num_texts = 0
     for text in texts:
-        counts.update({word.lower() for word in _WORD.findall(text)})
+        counts.update({_key(word) for word in _WORD.findall(text)})
         num_texts += 1
     return Diction(num_texts, counts)
 
@@ -47,10 +51,10 @@ def shared_words(
     Each once, as it is first spelt in `text` and in its order there, so that a reader finds them
     going through the text. Case does not count; common words are left out.
     """
-    known = {word.lower() for exemplar in exemplars for word in _WORD.findall(exemplar)}
+    known = {_key(word) for exemplar in exemplars for word in _WORD.findall(exemplar)}
     found: dict[str, str] = {}
     for word in _WORD.findall(text):
-        if word.lower() in known and diction.rarity(word) > COMMON:
-            found.setdefault(word.lower(), word)
+        if _key(word) in known and diction.rarity(word) > COMMON:
+            found.setdefault(_key(word), word)
     telling = sorted(found, key=lambda word: -diction.rarity(word))[:most]
     return [found[w] for w in found if w in telling], sum(map(diction.rarity, telling), 0.0)

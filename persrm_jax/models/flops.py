@@ -22,19 +22,21 @@ def forward_flops(
     lengths: Int[np.ndarray, " B"],
     after: Int[np.ndarray, " B"] | int = 0,
     *,
-    scored: bool = True,
+    scored: float | None = None,
 ) -> float:
     """One forward pass over sequences of these lengths.
 
     Args:
         after: tokens before each sequence that it sees, computed elsewhere.
-        scored: whether its tokens meet the vocabulary.
+        scored: how many of all tokens meet the vocabulary (None: every one).
     """
     lengths = lengths.astype(float)
     seen = np.sum(lengths * (lengths + after))
     attention = 4 * cfg.num_layers * cfg.num_heads * cfg.head_width * seen
-    weights = matrix_params(cfg) - (0 if scored else cfg.vocab_size * cfg.width)
-    return float(2 * weights * np.sum(lengths) + attention)
+    vocabulary = cfg.vocab_size * cfg.width
+    tokens = np.sum(lengths)
+    layers = (matrix_params(cfg) - vocabulary) * tokens
+    return float(2 * (layers + vocabulary * (tokens if scored is None else scored)) + attention)
 
 
 def group_flops(
@@ -42,7 +44,7 @@ def group_flops(
 ) -> float:
     """One forward pass over groups of these lengths, each prompt once."""
     after = np.repeat(prompts, completions.shape[1])
-    shared = forward_flops(cfg, prompts, scored=False)
+    shared = forward_flops(cfg, prompts, scored=0.0)
     return shared + forward_flops(cfg, completions.ravel(), after)
 
 

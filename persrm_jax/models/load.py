@@ -89,7 +89,7 @@ def model_folder(path: Path) -> Path:
 def load_tokenizer(source: str) -> Tokenizer:
     """The tokenizer of a pretrained or saved model."""
     folder = pretrained_folder(source)
-    if is_adapter(folder):
+    if is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
         return load_tokenizer(base_of(folder))
     return Tokenizer.load(folder / "tokenizer" if (folder / "model.json").is_file() else folder)
 
@@ -118,17 +118,23 @@ def load_pretrained(source: str, mesh: Mesh, dtype: str) -> Model:
     if is_adapter(folder):
         base = load_pretrained(base_of(folder), mesh, dtype)
         adapter, cfg = load_adapter(folder, base.config, mesh)
-        return dataclasses.replace(base, params=merge(adapter, base.params, cfg))
+        tokenizer = _fitting_tokenizer(folder, base.config)
+        return Model(base.config, merge(adapter, base.params, cfg), tokenizer)
     if (folder / "model.json").is_file():
         return load_model(folder, mesh, dtype)
     config = load_config(folder)
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = _fitting_tokenizer(folder, config)
+    return Model(config, load_hf_params(folder, config, mesh, dtype), tokenizer)
+
+
+def _fitting_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
+    tokenizer = load_tokenizer(str(folder))
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"{folder}: its tokenizer has {tokenizer.vocab_size:,} tokens and its model "
             f"{config.vocab_size:,}: they do not belong together"
         )
-    return Model(config, load_hf_params(folder, config, mesh, dtype), tokenizer)
+    return tokenizer
 
 
 def stored_dtype(source: str) -> str:

@@ -30,6 +30,12 @@ _UNSUPPORTED: dict[str, object] = {
     "alpha_pattern": {},
     "layers_to_transform": None,
     "fan_in_fan_out": False,
+    "lora_bias": False,
+    "use_qalora": False,
+    "alora_invocation_tokens": None,
+    "layer_replication": None,
+    "target_parameters": None,
+    "trainable_token_indices": None,
 }
 """What changes an adapter's meaning, and the value without it."""
 
@@ -44,6 +50,8 @@ def base_of(folder: Path) -> str:
     if not isinstance(base, str) or not base:
         raise ValueError(f"{folder / CONFIG}: base_model_name_or_path must name a model")
     beside = folder / base
+    if beside.is_dir() and beside.samefile(folder):
+        raise ValueError(f"{folder / CONFIG}: base_model_name_or_path {base} is the adapter itself")
     return str(beside) if beside.is_dir() else base
 
 
@@ -141,9 +149,15 @@ def _trainable(folder: Path) -> TrainableConfig:
             raise ValueError(
                 f"{folder / CONFIG}: {name} {value} is not supported (only {plain or 'none'})"
             )
+    start = config.get("init_lora_weights", True)
+    if isinstance(start, str) and start not in ("gaussian", "eva", "orthogonal"):
+        raise ValueError(
+            f"{folder / CONFIG}: init_lora_weights {start} is not supported: it changes the "
+            "weights that the adapter goes on"
+        )
     modules = {_module(name): name for name in TARGETS}
     targets = config.get("target_modules")
-    if not isinstance(targets, list) or set(targets) - set(modules):
+    if not isinstance(targets, list) or not targets or set(targets) - set(modules):
         raise ValueError(f"{folder / CONFIG}: target_modules must be among {', '.join(modules)}")
     return TrainableConfig(
         lora_rank=config["r"],

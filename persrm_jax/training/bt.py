@@ -149,7 +149,7 @@ def make_bt_step(
         scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}
         seconds = time.perf_counter() - start
         trained = np.array([len(ids) for i in chosen for ids in prompts[i]])
-        forward = forward_flops(model, trained, scored=False)
+        forward = forward_flops(model, trained, scored=0.0)
         flops = train_flops(forward, trained_share(state.params, frozen))
         return state, StepLog(
             {

@@ -165,7 +165,9 @@ def make_sft_step(
         state, metrics = train_step(state, placed, frozen)
         scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}
         seconds = time.perf_counter() - start
-        flops = train_flops(forward_flops(model, trained), trained_share(state.params, frozen))
+        scored = scalars["length/response"] * len(trained)
+        forward = forward_flops(model, trained, scored=scored)
+        flops = train_flops(forward, trained_share(state.params, frozen))
         return state, StepLog(
             {
                 **scalars,

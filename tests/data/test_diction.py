@@ -25,6 +25,10 @@ def test_shared_words_stand_in_the_texts_order_and_spelling() -> None:
     assert total == pytest.approx(log(40) + log(40 / 2))
 
 
+def test_apostrophes_are_alike() -> None:
+    assert shared_words(DICTION, ["don't"], "Don’t", 1) == (["Don’t"], pytest.approx(log(40)))
+
+
 @pytest.mark.parametrize(
     ("exemplars", "text", "most"), [([], "tail", 3), (["tail"], "", 3), (["tail"], "tail", 0)]
 )

@@ -164,6 +164,9 @@ def test_adapters_that_cannot_be_used_are_refused(tmp_path: Path, mesh: Mesh) ->
         ({"r": None}, "r must be a number"),
         ({"base_model_name_or_path": "nowhere"}, "model nowhere: no such folder"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path must name"),
+        ({"base_model_name_or_path": "."}, "base_model_name_or_path . is the adapter itself"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights pissa is not supported"),
+        ({"target_modules": []}, "target_modules must be among"),
     ):
         whole = (out / "adapter_config.json").read_text()
         _changed(out, **fields)
@@ -173,6 +176,9 @@ def test_adapters_that_cannot_be_used_are_refused(tmp_path: Path, mesh: Mesh) ->
     (out / "adapter_model.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="adapter_model.safetensors: cannot be read"):
         load_model(out, mesh, "float32")
+    save_model(tmp_path / "other", Model(SMALL, random_params(SMALL, seed=9), byte_tokenizer()))
+    with pytest.raises(ValueError, match="--base ../other: is not the model that these adapters"):
+        main([*step, "--adapter", "--to", str(tmp_path / "x"), "--base", "../other"])
     with pytest.raises(ValueError, match="--base smollm2: goes with --adapter"):
         main([*step, "--to", str(tmp_path / "x"), "--base", "smollm2"])
 

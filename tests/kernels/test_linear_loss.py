@@ -192,15 +192,17 @@ def test_no_array_of_all_logits_exists() -> None:
 
 @pytest.mark.parametrize("shape", ["8x1", "4x2", "2x4", "1x8"])
 @pytest.mark.parametrize("N", [56, 21])  # tokens that every mesh divides, and that none does
-def test_a_mesh_gives_what_one_device_does(shape: str, N: int) -> None:
+@pytest.mark.parametrize("all_count", [True, False])
+def test_a_mesh_gives_what_one_device_does(shape: str, N: int, all_count: bool) -> None:
     data, model = map(int, shape.split("x"))
     mesh = make_mesh(shape)
     hidden, weight, labels = random_inputs(N, 16, 104, scale=3.0)
     labels = labels.at[:2].set(jnp.array([0, 103]))
     weights = jnp.asarray(np.random.default_rng(1).random(N), "f4")
+    counts = None if all_count else jnp.arange(N) % 5 < jnp.where(jnp.arange(N) < N // 2, 4, 1)
 
     def run(hidden: jax.Array, weight: jax.Array) -> Any:
-        return gradients("xla", (hidden, weight, labels), weights, temperature=0.7)
+        return gradients("xla", (hidden, weight, labels), weights, temperature=0.7, counts=counts)
 
     alone = jax.jit(run)(hidden, weight)
     rows = PartitionSpec("data" if N % data == 0 else None)

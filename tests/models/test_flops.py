@@ -23,6 +23,7 @@ def test_by_hand() -> None:
     # Sequences of 5 and 2 tokens; attention: 4 L N H for each token and position.
     want = 2 * 328 * 7 + 4 * 2 * 2 * 3 * (25 + 4)
     assert forward_flops(CFG, np.array([5, 2])) == want
+    assert forward_flops(CFG, np.array([5, 2]), scored=3.0) == want - 2 * 40 * 4
     assert train_flops(float(want)) == 3 * want
     assert train_flops(float(want), trained_share=0.25) == 2.25 * want
 
