@@ -1,6 +1,8 @@
 """The command that scores a file of candidates, with a judge whose scores are known."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,17 @@ def test_other_bad_input(folder: Path, tmp_path: Path) -> None:
     assert "--n 0: must be at least 1" in refused("--n", "0")
     assert "--stage rft: " in refused("--stage", "rft")
     assert f"{tmp_path / 'runs'}: no such folder" in refused(run=str(tmp_path / "runs"))
+
+
+def test_the_best_of_n_example(folder: Path) -> None:
+    script = Path(__file__).parents[2] / "examples" / "best_of_n.py"
+    files = ["--run", folder / "run", "--exemplars", folder / "letters"]
+    done = subprocess.run(
+        [sys.executable, script, *files, "--drafts", folder / "drafts.jsonl"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    wanted = planted_score(["abc", "xx"], "xxxx abc")
+    assert done.stdout.startswith(f"7: {wanted:.2f} (spread 0.00)\nxxxx abc\n")

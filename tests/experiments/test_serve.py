@@ -1,6 +1,7 @@
 """The service over real HTTP, around a judge whose scores are known (`planted_judge`)."""
 
 import http.client
+import importlib.util
 import json
 import os
 import random
@@ -370,3 +371,28 @@ def test_what_cannot_be_served(run: Path, tmp_path: Path, monkeypatch: pytest.Mo
         False,
         False,
     ]
+
+
+def test_verls_reward_functions(served: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example as verl loads it: by its path, knowing nothing of this package."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PERSRM_URL", "http://{}:{}".format(*served))
+    for name in ("persrm_client", "verl_reward"):
+        sys.modules.pop(name, None)
+    path = ROOT / "examples" / "verl_reward.py"
+    spec = importlib.util.spec_from_file_location("verl_reward", path)
+    assert spec is not None and spec.loader is not None
+    verl = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(verl)
+    abc, xyz = {"exemplars": ["abc"]}, {"exemplars": ["xyz"], "prompt": "say it"}
+    texts = ["xx abc", "xxx", "xyz", "abc"]
+    found = verl.compute_scores(["mine"] * 4, texts, [None] * 4, [abc, abc, xyz, abc])
+    assert found == [
+        planted_score(["abc"], texts[0]),
+        planted_score(["abc"], texts[1]),
+        planted_score(["xyz"], texts[2], "say it"),
+        planted_score(["abc"], texts[3]),
+    ]
+    assert verl.compute_score("mine", "xx abc", None, abc) == found[0]
+    with pytest.raises(ValueError, match="row 0 of mine: no 'exemplars' in its extra_info"):
+        verl.compute_score("mine", "xx abc", None, {})
