@@ -156,7 +156,8 @@ class PairMaker:
         for i, (number, kind) in enumerate(zip(numbers, kinds, strict=True)):
             mine = int(chosen[i])
             others = nearest[i] if i in nearest else self._draws(of, mine, rng)
-            found = self._complete(mine, kind, others, rng)
+            own = self._own(of, mine, number, rng)
+            found = self._complete(mine, kind, others, own)
             if found is not None:
                 pair_id = f"{of.name}-{number:06d}"
                 pairs.append(self._pair(pair_id, of, mine, *found, kind, orders[i]))
@@ -230,9 +231,10 @@ class PairMaker:
         return fit_topics(self._words(int(i)) for i in numbers)
 
     def _complete(
-        self, mine: int, kind: NegativeType, others: Iterable[int], rng: np.random.Generator
+        self, mine: int, kind: NegativeType, others: Iterable[int], own: Iterator[int]
     ) -> tuple[int | None, list[int]] | None:
-        """The rejected text, unless it is to be written, and k exemplars; no near copies."""
+        """The rejected text, unless it is to be written, and the first k of `own` as exemplars; no
+        near copies."""
         shown = [self._grams(mine)]
         rejected = None
         if kind not in WRITTEN:
@@ -241,14 +243,23 @@ class PairMaker:
             if rejected is None:
                 return None
             shown.append(self._grams(rejected))
-        own = self.corpus.exemplars.of(int(self.corpus.author[mine]))
         exemplars: list[int] = []
-        for i in rng.permutation(own).tolist():
+        for i in own:
             if not any(is_near_copy(grams, self._grams(i)) for grams in shown):
                 exemplars.append(i)
             if len(exemplars) == self.cfg.num_exemplars:
                 return rejected, exemplars
         return None
+
+    def _own(
+        self, of: PairSet, mine: int, number: int, rng: np.random.Generator
+    ) -> Iterator[int]:
+        """The author's exemplars in the order in which a pair takes them, which some share."""
+        author = int(self.corpus.author[mine])
+        if (share := self.cfg.exemplars_shared_by) > 1:
+            turn = number // len(of.people)
+            rng = np.random.default_rng([self.seed, *of.key, 3, author, turn // share])
+        yield from rng.permutation(self.corpus.exemplars.of(author)).tolist()
 
     def _pair(
         self,

@@ -14,6 +14,7 @@ SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 _LEAST = {
     "num_exemplars": 1,
+    "exemplars_shared_by": 1,
     "topic_pool": 1,
     "num_train": 0,
     "num_dev": 0,
@@ -30,6 +31,9 @@ class PairConfig:
 
     num_exemplars: int = 4
     """Texts that show the person (k)."""
+    exemplars_shared_by: int = 1
+    """Pairs of an author, one after another, that show the same exemplars (others only in place of
+    near copies): what they share is then read once in evaluation."""
     negatives: tuple[NegativeType, ...] = ("other_author_same_topic",)
     """Kinds of rejected text, in equal parts."""
     test_negatives: tuple[NegativeType, ...] = ()

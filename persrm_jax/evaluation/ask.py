@@ -1,11 +1,13 @@
 """Prompts -> a model's answers, a batch at a time.
 
-How far a prompt is padded depends on its own length alone, and every batch has the same number of
-rows: an answer depends on its prompt and its key, not on what else is asked.
+Every batch has the same number of rows, and each row has its own key: an answer depends on its
+prompt and its key, not on what else is asked (save for the rounding of sums, where prompts that
+begin alike are padded to the longest of them).
 """
 
+import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from persrm_jax.data.batches import BUCKET, left_pad
+from persrm_jax.data.batches import BUCKET, bucketed, left_pad
 from persrm_jax.data.prompts import PromptConfig
 from persrm_jax.distributed import fetch, place
 from persrm_jax.models.config import ComputeConfig, ModelConfig
@@ -45,16 +47,55 @@ def padded(length: int) -> int:
     return -(-length // step) * step
 
 
-def like_lengths(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batches of the indices of prompts that are padded alike, the shortest first."""
-    alike: dict[int, list[int]] = defaultdict(list)
-    for i, length in enumerate(lengths):
-        alike[padded(length)].append(i)
-    return [
-        members[at : at + batch_size]
-        for _, members in sorted(alike.items())
-        for at in range(0, len(members), batch_size)
+class Asked(NamedTuple):
+    """A batch: which prompts, how many of their first tokens are the same and are read once, and
+    to how many tokens what follows is padded."""
+
+    rows: list[int]
+    shared: int
+    length: int
+
+
+def plan_batches(
+    prompts: Sequence[Sequence[int]],
+    alike: Sequence[Hashable],
+    batch_size: int,
+    num_devices: int = 1,
+) -> list[Asked]:
+    """Prompts -> batches of few tokens.
+
+    Those whose `alike` is equal are expected to begin alike. They are read together where that
+    takes fewer tokens than to read each whole; the others go with prompts of their own length.
+
+    Args:
+        num_devices: over which a batch's rows are split; each reads what they share.
+    """
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for i, group in enumerate(alike):
+        groups[group].append(i)
+    batches, others = [], defaultdict(list)
+    for members in groups.values():
+        shared = common_start([prompts[i] for i in members])
+        length = bucketed(max(len(prompts[i]) for i in members) - shared)
+        together = num_devices * padded(shared) + batch_size * length
+        for at in range(0, len(members), batch_size):
+            rows = members[at : at + batch_size]
+            if shared and together < sum(padded(len(prompts[i])) for i in rows):
+                batches.append(Asked(rows, shared, length))
+            else:
+                for i in rows:
+                    others[padded(len(prompts[i]))].append(i)
+    return batches + [
+        Asked(rows[at : at + batch_size], 0, length)
+        for length, rows in sorted(others.items())
+        for at in range(0, len(rows), batch_size)
     ]
+
+
+def common_start(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with; each has at least one more."""
+    same = len(os.path.commonprefix(list(prompts)))
+    return min(same, min(map(len, prompts)) - 1)
 
 
 def make_ask(
@@ -67,19 +108,23 @@ def make_ask(
     compute: ComputeConfig,
     mesh: Mesh,
 ) -> Ask:
-    """Returns ask(params, prompts, keys, shared=0) -> replies, of one batch: at most `batch_size`
-    prompts that are padded alike, and the data [prompts, KEY_WORDS] of their threefry keys. Of the
-    first `shared` tokens, which must be the same, the keys and values are worked out once."""
+    """Returns ask(params, prompts, keys, length, shared=0) -> replies, of one batch: at most
+    `batch_size` prompts, and the data [prompts, KEY_WORDS] of their threefry keys. Of the first
+    `shared` tokens, which must be the same, the keys and values are worked out once; the others are
+    padded to `length`."""
     generate = make_generate(
         model, sampling, judge_ending(sampling, tokenizer, prompt), compute=compute
     )
     sharding = batch_sharding(mesh)
 
     def ask(
-        params: Params, prompts: Sequence[Sequence[int]], keys: np.ndarray, shared: int = 0
+        params: Params,
+        prompts: Sequence[Sequence[int]],
+        keys: np.ndarray,
+        length: int,
+        shared: int = 0,
     ) -> list[Reply]:
         prefix, prompts = prompts[0][:shared], [ids[shared:] for ids in prompts]
-        (length,) = {padded(len(ids)) for ids in prompts}
         # Filled up, so that nothing new is compiled.
         rows = [*range(len(prompts))] + [len(prompts) - 1] * (batch_size - len(prompts))
         tokens, mask = left_pad([prompts[i] for i in rows], tokenizer.pad_id, length)

@@ -15,7 +15,7 @@ from persrm_jax.data.prompts import (
     compare,
     parse_judgement,
 )
-from persrm_jax.evaluation.ask import Reply, like_lengths, make_ask
+from persrm_jax.evaluation.ask import Reply, make_ask, plan_batches
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.params import Params
 from persrm_jax.sampling import SamplingConfig, sequence_keys
@@ -99,8 +99,12 @@ def make_judge(
         keys = sequence_keys(jax.random.key(seed, impl="threefry2x32"), len(asked))
         data = np.asarray(jax.random.key_data(keys))
         answers: dict[int, Reply] = {}
-        for rows in like_lengths(list(map(len, prompts)), cfg.batch_size):
-            answers |= zip(rows, ask(params, [prompts[i] for i in rows], data[rows]), strict=True)
+        shown = [(pair.exemplars, pair.prompt) for pair, _ in asked]
+        for batch in plan_batches(prompts, shown, cfg.batch_size, mesh.shape["data"]):
+            rows = batch.rows
+            chosen = [prompts[i] for i in rows]
+            found = ask(params, chosen, data[rows], batch.length, batch.shared)
+            answers |= zip(rows, found, strict=True)
             advance(len(rows))
         parsed = [parse_judgement(answers[i].text, prompt) for i in range(len(asked))]
         if prompt.answer == "score":  # an order's neighbour shows the pair's other text

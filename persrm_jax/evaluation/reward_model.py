@@ -251,7 +251,8 @@ class Judge:
         ask = self._ask[questions[0].drawn]
         with jax.set_mesh(self.mesh):
             prompts = [question.ids for question in questions]
-            return ask(self.model.params, prompts, keys, questions[0].shared)
+            _, length, start = questions[0].kind
+            return ask(self.model.params, prompts, keys, length, len(start))
 
     def kinds(self, max_samples: int) -> list[Kind]:
         """Of questions that the limits allow, each of which is a program: the shortest first. Those

@@ -140,12 +140,14 @@ def _plant(documents: list[Document], source: Document, author: str) -> list[Doc
     return [replace(d, text=copy) if d.doc_id in planted else d for d in documents]
 
 
-def test_near_copies_of_a_candidate_are_no_exemplars() -> None:
+@pytest.mark.parametrize("shared_by", [1, 30])
+def test_near_copies_of_a_candidate_are_no_exemplars(shared_by: int) -> None:
     documents = _corpus(1, num_authors=6, texts=12)
     for author in sorted({d.author for d in documents}):
         source = next(d for d in documents if d.author == author and d.split == "test")
         documents = _plant(documents, source, author)
-    pairs = make_test_pairs(documents, replace(CFG, num_test=60), 0)
+    cfg = replace(CFG, num_test=60, exemplars_shared_by=shared_by)
+    pairs = make_test_pairs(documents, cfg, 0)
     sources = {f"{a}/0" for a in range(6)}
     assert {p.chosen_id for p in pairs} & sources
     used: dict[bool, set[str]] = {True: set(), False: set()}
@@ -155,6 +157,22 @@ def test_near_copies_of_a_candidate_are_no_exemplars() -> None:
     planted = {d.doc_id for d in documents if d.text.startswith("changed")}
     assert used[False] & planted, "elsewhere the copies are ordinary exemplars"
     assert not used[True] & planted
+
+
+def test_pairs_of_an_author_share_exemplars_in_a_row() -> None:
+    cfg = replace(CFG, exemplars_shared_by=3, num_train=40)
+    pairs = [p for p in make_pairs(_corpus(1), cfg, seed=4).main if p.author_split == "train"]
+    shown: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for pair in pairs:
+        shown[pair.author].append(pair.exemplar_ids)
+    assert len(pairs) == 40
+    for sets in shown.values():
+        assert len(sets) >= 6
+        for start in range(0, len(sets), 3):
+            assert len(set(sets[start : start + 3])) == 1
+        assert len(set(sets)) > 1
+    other_seed = make_pairs(_corpus(1), cfg, seed=5).main
+    assert {p.exemplar_ids for p in pairs} != {p.exemplar_ids for p in other_seed}
 
 
 def test_near_copies_of_the_rejected_text_are_no_exemplars() -> None:

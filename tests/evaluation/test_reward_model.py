@@ -14,7 +14,7 @@ from planted_judge import PROMPT, planted_model, planted_run, planted_score
 
 from persrm_jax.data.prompts import PromptConfig, reasoning_of
 from persrm_jax.evaluation import Judge
-from persrm_jax.evaluation.ask import Reply, like_lengths, padded
+from persrm_jax.evaluation.ask import Reply
 from persrm_jax.evaluation.reward_model import Request, Score, rank
 from persrm_jax.evaluation.tournament import draw_pairs
 from persrm_jax.evaluation.trained import UseConfig, find_model, use_config
@@ -183,15 +183,6 @@ def test_everyone_meets_as_many(num: int, opponents: int, seed: int) -> None:
     assert len(set(pairs)) == len(pairs) and all(a < b for a, b in pairs)
     met = Counter(i for pair in pairs for i in pair)
     assert set(met.values()) == {min(opponents, num - 1)} and len(met) == num
-
-
-def test_pads_are_few_and_hold_the_prompt() -> None:
-    for length in range(1, 5000):
-        assert length <= padded(length) <= max(32, 1.5 * length + 32)
-        assert padded(padded(length)) == padded(length)
-    ladder = sorted({padded(i) for i in range(1, 4097)})
-    assert ladder == [32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]
-    assert like_lengths([3, 70, 5, 40, 4], 2) == [[0, 2], [4], [3], [1]]
 
 
 def test_the_reasoning_is_what_comes_before_the_answer() -> None:
