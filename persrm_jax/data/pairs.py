@@ -251,9 +251,7 @@ class PairMaker:
                 return rejected, exemplars
         return None
 
-    def _own(
-        self, of: PairSet, mine: int, number: int, rng: np.random.Generator
-    ) -> Iterator[int]:
+    def _own(self, of: PairSet, mine: int, number: int, rng: np.random.Generator) -> Iterator[int]:
         """The author's exemplars in the order in which a pair takes them, which some share."""
         author = int(self.corpus.author[mine])
         if (share := self.cfg.exemplars_shared_by) > 1:

@@ -5,7 +5,6 @@ prompt and its key, not on what else is asked (save for the rounding of sums, wh
 begin alike are padded to the longest of them).
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
@@ -94,7 +93,11 @@ def plan_batches(
 
 def common_start(prompts: Sequence[Sequence[int]]) -> int:
     """How many tokens all prompts begin with; each has at least one more."""
-    same = len(os.path.commonprefix(list(prompts)))
+    same = 0
+    for tokens in zip(*prompts, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        same += 1
     return min(same, min(map(len, prompts)) - 1)
 
 

@@ -1,4 +1,4 @@
-"""How prompts are batched, beside counts by hand and answers worked out on paper (`planted_judge`)."""
+"""How prompts are batched, beside counts by hand and answers worked out on paper."""
 
 from collections import Counter
 from dataclasses import replace
