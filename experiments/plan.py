@@ -313,7 +313,7 @@ def plan(cfg: PlanConfig, console: Console) -> None:
     memory = f"{capacity(cfg) / FILLED / GIB:.1f} GiB"
     lines = (
         f"{cfg.preset} ({size}) on {cfg.mesh} {cfg.chip} of {memory}: {how}",
-        f"SFT: {cfg.sft.batch_size} rows of {job.sft_length:,} tokens",
+        f"SFT: {job.sft_rows} rows of {job.sft_length:,} tokens",
         f"RFT: {cfg.rft.prompts} prompts of {job.prompt_tokens:,} tokens, {cfg.rft.group_size} "
         f"completions of {cfg.rft.sampling.max_new_tokens:,} each",
     )

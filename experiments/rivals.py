@@ -12,8 +12,9 @@ import jax
 from jax.sharding import Mesh
 
 from experiments.presets import RunConfig
+from experiments.sft import sft_feed
 from experiments.synthesize import load_pairs, load_traces
-from persrm_jax.data.batches import batch_indices, bucketed, encode_pairs, encode_traces
+from persrm_jax.data.batches import batch_indices, bucketed, encode_pairs
 from persrm_jax.data.prompts import judge_messages, questions
 from persrm_jax.distributed import on_main
 from persrm_jax.jsonl import read_records, write_records
@@ -30,7 +31,7 @@ from persrm_jax.types import Pair, Trace
 def continued_sft(cfg: RunConfig, run: RunFolder, start: Model) -> SftConfig:
     """SFT's config for the rival: the same optimizer, for as much compute as RFT."""
     passes = rft_passes(cfg, _longest(load_pairs(run.path, "train"), start, cfg))
-    return _sft_of(cfg, passes, load_traces(run.path), start)
+    return _sft_of(cfg, run, passes, load_traces(run.path), start)
 
 
 def rejection_sft(
@@ -54,7 +55,7 @@ def rejection_sft(
             "--rejection-sft: none of the SFT model's answers to RFT's questions is right"
         )
     passes = rft_passes(cfg, length) - cfg.rft.steps * _sampling_passes(cfg, length)
-    return _sft_of(cfg, passes, traces, start), traces
+    return _sft_of(cfg, run, passes, traces, start), traces
 
 
 def rft_passes(cfg: RunConfig, prompt_length: int) -> int:
@@ -77,10 +78,11 @@ def _sampling_passes(cfg: RunConfig, prompt_length: int) -> int:
     return cfg.rft.prompts * (prompt_length + group)
 
 
-def _sft_of(cfg: RunConfig, passes: int, traces: Sequence[Trace], start: Model) -> SftConfig:
-    rows = encode_traces(traces, start.tokenizer, cfg.prompt)
-    length = cfg.sft.pack_length or bucketed(max(rows.lengths))
-    steps = max(round(passes / (3 * cfg.sft.batch_size * length)), 1)
+def _sft_of(
+    cfg: RunConfig, run: RunFolder, passes: int, traces: Sequence[Trace], start: Model
+) -> SftConfig:
+    row_length = sft_feed(cfg, run, start.tokenizer, traces, cfg.seed).row_length
+    steps = max(round(passes / (3 * cfg.sft.batch_size * row_length)), 1)
     return replace(cfg.sft, steps=steps, stop_accuracy=2.0, patience=0)
 
 

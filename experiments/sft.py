@@ -3,7 +3,8 @@
     python -m experiments.sft [PRESET] [--mesh 8x1] [--data FILE.jsonl.gz] [--out DIR]
 
 Makes the data first where the run folder has none. Departures from PersRM-R1 (arXiv 2508.14076):
-the traces come from an offline stylometric teacher; --sft.pack-length packs them.
+the traces come from an offline stylometric teacher; --sft.pack-length packs them, and
+--sft.group-size reads the exemplars that several of them share once.
 """
 
 from collections.abc import Sequence
@@ -14,12 +15,14 @@ from jax.sharding import Mesh
 from experiments.prepare import base_model, dev_watch, prepare
 from experiments.presets import PRESETS, RunConfig, parse_run
 from experiments.stage import Stage, train_stage
-from experiments.synthesize import load_traces
+from experiments.synthesize import load_pairs, load_traces
 from persrm_jax import cli
 from persrm_jax.data.batches import encode_traces
+from persrm_jax.data.feed import Feed, make_feed
 from persrm_jax.models.load import Model
 from persrm_jax.models.trainable import split
 from persrm_jax.runs import RunFolder
+from persrm_jax.tokenizer import Tokenizer
 from persrm_jax.training.sft import SftConfig, make_sft_step
 from persrm_jax.types import Trace
 
@@ -40,14 +43,11 @@ def run_sft(
     with run.stage(stage):
         key = jax.random.key(seed)
         trained, frozen = split(start.params, start.config, cfg.train, key, mesh)
-        rows = encode_traces(traces or load_traces(run.path), start.tokenizer, cfg.prompt)
         step_fn = make_sft_step(
-            rows,
+            sft_feed(cfg, run, start.tokenizer, traces or load_traces(run.path), seed),
             start.config,
             cfg.compute,
             sft,
-            pad_id=start.tokenizer.pad_id,
-            seed=seed,
             mesh=mesh,
             trainable=cfg.train,
             frozen=frozen,
@@ -65,6 +65,22 @@ def run_sft(
         )
         how = Stage(stage, sft.steps, sft.steps, sft.optimizer, sft.save_every, "loss/total")
         train_stage(cfg, run, how, start, trained, frozen, step_fn, watch, key=key, mesh=mesh)
+
+
+def sft_feed(
+    cfg: RunConfig, run: RunFolder, tokenizer: Tokenizer, traces: Sequence[Trace], seed: int
+) -> Feed:
+    """The batches that SFT makes of traces; those that show the same exemplars begin alike."""
+    shown = {pair.pair_id: (pair.prompt, pair.exemplars) for pair in load_pairs(run.path, "train")}
+    return make_feed(
+        encode_traces(traces, tokenizer, cfg.prompt),
+        [shown[trace.pair_id] for trace in traces],
+        batch_size=cfg.sft.batch_size,
+        pack_length=cfg.sft.pack_length,
+        group_size=cfg.sft.group_size,
+        pad_id=tokenizer.pad_id,
+        seed=seed,
+    )
 
 
 def main(args: Sequence[str]) -> None:

@@ -177,6 +177,16 @@ def best_fit(lengths: Sequence[int], capacity: int, order: Iterable[int]) -> lis
     return bins
 
 
+def common_start(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with; each has at least one more."""
+    same = 0
+    for tokens in zip(*prompts, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        same += 1
+    return min(same, min(map(len, prompts)) - 1)
+
+
 def left_pad(
     prompts: Sequence[Sequence[int]], pad_id: int, length: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:

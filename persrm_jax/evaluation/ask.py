@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from persrm_jax.data.batches import BUCKET, bucketed, left_pad
+from persrm_jax.data.batches import BUCKET, bucketed, common_start, left_pad
 from persrm_jax.data.prompts import PromptConfig
 from persrm_jax.distributed import fetch, place
 from persrm_jax.models.config import ComputeConfig, ModelConfig
@@ -89,16 +89,6 @@ def plan_batches(
         for length, rows in sorted(others.items())
         for at in range(0, len(rows), batch_size)
     ]
-
-
-def common_start(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with; each has at least one more."""
-    same = 0
-    for tokens in zip(*prompts, strict=False):
-        if len(set(tokens)) > 1:
-            break
-        same += 1
-    return min(same, min(map(len, prompts)) - 1)
 
 
 def make_ask(

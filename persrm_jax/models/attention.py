@@ -2,7 +2,8 @@
 
 | name    | computed by                                | T x T in memory           |
 |---------|--------------------------------------------|---------------------------|
-| xla     | `jax.nn.dot_product_attention`             | yes                       |
+| xla     | `jax.nn.dot_product_attention`; on a CPU   | yes                       |
+|         | blocks of queries stop at their last key   |                           |
 | chunked | the same, over blocks of queries           | no: `QUERY_BLOCK` x T     |
 | cudnn   | the same, cuDNN's flash kernel (GPU)       | one mask for all heads    |
 | splash  | Pallas splash attention of JAX (TPU)       | no                        |
@@ -11,6 +12,7 @@ One masked call does it all: merging a prefix part and an own part by their log-
 wrong on GPUs, where cuDNN drops its cotangent.
 """
 
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -26,6 +28,8 @@ from persrm_jax.sharding import ACTIVATION_RULES, partition
 
 QUERY_BLOCK = 512
 """Queries that `chunked` takes at a time."""
+CPU_BLOCK = 128
+"""Queries of a block of `xla` on a CPU, at least."""
 LONG = 2048
 """Positions above which T x T is kept out of memory."""
 CUDNN_MAX_HEAD_WIDTH = 128
@@ -71,8 +75,23 @@ def attention(
                     "(--rft.pack-length); use chunked"
                 )
             return splash_attention(q, k, v, segment_ids)
-    mask = segment_mask(segment_ids, q.shape[1], member_ids)
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    num_blocks = max(q.shape[1] // CPU_BLOCK, 1) if platform() == "cpu" else 1
+    return _causal_blocks(q, k, v, _ids(segment_ids, member_ids), num_blocks)
+
+
+def _causal_blocks(
+    q: jax.Array, k: jax.Array, v: jax.Array, ids: Int[Array, "B T 2"], num_blocks: int
+) -> jax.Array:
+    """Blocks of queries, each against the keys up to its last: of a long row, half the square."""
+    first = k.shape[1] - q.shape[1]
+    edges = [q.shape[1] * i // num_blocks for i in range(num_blocks + 1)]
+    found = []
+    for begin, stop in itertools.pairwise(edges):
+        start, end = first + begin, first + stop
+        mask = _block_mask(ids[:, start:end], ids[:, :end], start)
+        queries = q[:, begin:stop]
+        found.append(jax.nn.dot_product_attention(queries, k[:, :end], v[:, :end], mask=mask))
+    return jnp.concatenate(found, axis=1)
 
 
 def choose(

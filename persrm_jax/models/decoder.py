@@ -43,15 +43,19 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], eps: float) ->
     return x32.astype(x.dtype) * scale
 
 
-def linear(layer: Params, x: jax.Array, equation: str) -> jax.Array:
-    """An einsum with the layer's kernel, plus its bias and low-rank adapter where it has them."""
-    y = jnp.einsum(equation, x, layer["kernel"])
+def linear(layer: Params, x: Float[Array, "B T ..."], equation: str) -> jax.Array:
+    """An einsum of each token with the layer's kernel, plus its bias and low-rank adapter where it
+    has them. `equation` has rows and tokens as one dim T: over two, XLA sums a CPU's gradients of
+    weights after a transpose, which takes a third longer."""
+    tokens = x.reshape(-1, *x.shape[2:])
+    y = jnp.einsum(equation, tokens, layer["kernel"])
     if "lora_a" in layer:
         ins, kernel, outs = equation.replace("->", ",").split(",")
         summed = "".join(dim for dim in kernel if dim in ins)
-        low = jnp.einsum(f"{ins},{summed}R->BTR", _drop(layer, x), layer["lora_a"])
-        y = y + jnp.einsum(f"BTR,R{kernel.replace(summed, '')}->{outs}", low, layer["lora_b"])
-    return y + layer["bias"] if "bias" in layer else y
+        low = jnp.einsum(f"{ins},{summed}R->TR", _drop(layer, tokens), layer["lora_a"])
+        y = y + jnp.einsum(f"TR,R{kernel.replace(summed, '')}->{outs}", low, layer["lora_b"])
+    y = y + layer["bias"] if "bias" in layer else y
+    return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
 def _drop(layer: Params, x: jax.Array) -> jax.Array:
@@ -76,16 +80,16 @@ def block(
     """One layer: h + attention(norm(h)), then + mlp(norm(.)). Returns what `attend` hands on."""
     layer = jax.tree.map(lambda w: _cast(w, h.dtype), layer)
     x = rms_norm(h, layer["attn_norm"]["scale"], cfg.norm_eps)
-    q, k, v = (linear(layer[name], x, "BTD,DNH->BTNH") for name in ("q", "k", "v"))
+    q, k, v = (linear(layer[name], x, "TD,DNH->TNH") for name in ("q", "k", "v"))
     if cfg.qk_norm:
         q = rms_norm(q, layer["q_norm"]["scale"], cfg.norm_eps)
         k = rms_norm(k, layer["k_norm"]["scale"], cfg.norm_eps)
     out, carried = attend(apply_rope(q, rope), apply_rope(k, rope), v)
-    h = h + linear(layer["o"], out, "BTNH,NHD->BTD")
+    h = h + linear(layer["o"], out, "TNH,NHD->TD")
     x = rms_norm(h, layer["mlp_norm"]["scale"], cfg.norm_eps)
-    gate = linear(layer["gate"], x, "BTD,DF->BTF")
-    up = linear(layer["up"], x, "BTD,DF->BTF")
-    h = h + linear(layer["down"], jax.nn.silu(gate) * up, "BTF,FD->BTD")
+    gate = linear(layer["gate"], x, "TD,DF->TF")
+    up = linear(layer["up"], x, "TD,DF->TF")
+    h = h + linear(layer["down"], jax.nn.silu(gate) * up, "TF,FD->TD")
     return constrain(h, "batch", "length", "embed"), carried
 
 

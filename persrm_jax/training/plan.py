@@ -54,6 +54,12 @@ class Job:
         return self.sft.pack_length or bucketed(self.prompt_tokens + self.trace_tokens)
 
     @property
+    def sft_rows(self) -> int:
+        """Rows of an SFT step. Traces of a group count whole: what they share is known only when
+        they are made."""
+        return self.sft.batch_size * self.sft.group_size
+
+    @property
     def num_completions(self) -> int:
         return self.rft.prompts * self.rft.group_size
 
@@ -124,7 +130,7 @@ def program(name: str, job: Job, mesh: AnyMesh) -> tuple[Any, tuple[Any, ...], T
         train = make_sft_program(job.model, job.compute, job.sft, job.trainable, job.loss)
         return (
             train,
-            (state, _rows(job.sft.batch_size, job.sft_length, mesh), frozen),
+            (state, _rows(job.sft_rows, job.sft_length, mesh), frozen),
             state,
             frozen,
         )
@@ -229,7 +235,7 @@ def kv_cache_bytes(job: Job, mesh: AnyMesh) -> int:
 def program_flops(name: str, job: Job, share: float) -> float:
     """Model arithmetic of one run of a program, every row of full length."""
     if name == "sft":
-        lengths = np.full(job.sft.batch_size, job.sft_length)
+        lengths = np.full(job.sft_rows, job.sft_length)
         return train_flops(forward_flops(job.model, lengths), share)
     prompts = np.full(job.rft.prompts, bucketed(job.prompt_tokens))
     shape = (job.rft.prompts, job.rft.group_size)
@@ -323,7 +329,7 @@ def _estimated_activations(name: str, job: Job, mesh: AnyMesh) -> int:
     heads = (2 * model.num_heads + 2 * model.num_kv_heads) * H
     S, T, G = bucketed(job.prompt_tokens), job.rft.sampling.max_new_tokens, job.rft.group_size
     if name == "sft":
-        rows, length = job.sft.batch_size / job.sft.accumulate, job.sft_length
+        rows, length = job.sft_rows / job.sft.accumulate, job.sft_length
         longest, scored, square = length, length, length**2
     elif name == "rollout":
         rows = job.rft.prompts / job.rft.rollout_parts

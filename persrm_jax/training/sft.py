@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from kernels.linear_loss import linear_loss
 from persrm_jax.chips import peak_flops
-from persrm_jax.data.batches import Packer, Rows, batch_indices, bucketed, packed_batch
+from persrm_jax.data.feed import Feed
 from persrm_jax.distributed import place_rows
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.decoder import vocab_weight
 from persrm_jax.models.flops import forward_flops, train_flops
+from persrm_jax.models.groups import completion_states
 from persrm_jax.models.logprobs import masked_mean, token_states
 from persrm_jax.models.params import Params
 from persrm_jax.models.trainable import TrainableConfig, trained_share
@@ -29,7 +29,7 @@ from persrm_jax.training.optimizer import (
     num_updates,
 )
 from persrm_jax.training.step import ALL, LossFn, Metrics, TrainState, TrainStep, make_train_step
-from persrm_jax.types import Batch, Totals
+from persrm_jax.types import Batch, Groups, Totals
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,12 @@ class SftConfig:
     steps: int = 100
     """Optimizer steps; 0 skips the stage."""
     batch_size: int = 32
-    """Rows a step: traces, or where they are packed, bins of traces."""
+    """Rows a step: traces, or bins or groups of traces."""
     pack_length: int = 0
     """Tokens of a bin that traces are packed into, without sight of each other; 0: no packing."""
+    group_size: int = 1
+    """Traces of a row, at most, that show the same exemplars (`--pairs.exemplars-shared-by`), whose
+    common beginning is then computed once, forward and backward; 1: each row is one trace."""
     accumulate: int = 1
     """Parts in which a step takes its traces; more parts take less memory."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -56,6 +59,13 @@ class SftConfig:
     some completions are right and some wrong; an SFT model without doubt leaves it none."""
 
     def __post_init__(self) -> None:
+        if self.group_size < 1:
+            raise ValueError(f"--sft.group-size {self.group_size}: must be at least 1")
+        if self.group_size > 1 and self.pack_length:
+            raise ValueError(
+                f"--sft.pack-length {self.pack_length} and --sft.group-size {self.group_size}: "
+                "rows hold either bins of traces or groups; choose one"
+            )
         if self.patience and not self.eval_every:
             raise ValueError(f"--sft.patience {self.patience}: needs --sft.eval-every")
 
@@ -67,14 +77,18 @@ def make_sft_loss(
     a loss is computed matters here."""
 
     def sft_loss(
-        params: Params, batch: Batch, totals: Totals | None = None
+        params: Params, batch: Batch | Groups, totals: Totals | None = None
     ) -> tuple[jax.Array, Metrics]:
         totals = totals or count_batch(batch)
-        hidden, labels = token_states(params, cfg, batch, compute)
-        mask = jnp.ravel(batch.loss_mask[:, 1:])
+        if isinstance(batch, Groups):
+            hidden = completion_states(params, cfg, batch, compute, shared=True)
+            labels, mask = batch.tokens, jnp.ravel(batch.mask)
+        else:
+            hidden, labels = token_states(params, cfg, batch, compute)
+            mask = jnp.ravel(batch.loss_mask[:, 1:])
         loss, _, entropy = linear_loss(
             _negative_log_likelihood,
-            hidden.reshape(-1, hidden.shape[2]),
+            hidden.reshape(-1, hidden.shape[-1]),
             vocab_weight(params),
             labels.reshape(-1),
             mask / jnp.maximum(totals.tokens, 1),
@@ -97,8 +111,11 @@ def _negative_log_likelihood(
     return -weights * jnp.where(weights != 0, logprobs, 0.0)
 
 
-def count_batch(batch: Batch) -> Totals:
-    """Sequences and loss tokens of a batch. Segments of a row are numbered from 1."""
+def count_batch(batch: Batch | Groups) -> Totals:
+    """Sequences and loss tokens of a batch. Segments of a row are numbered from 1; a group's mask
+    holds what carries loss."""
+    if isinstance(batch, Groups):
+        return Totals(jnp.sum(jnp.any(batch.mask, axis=2)), jnp.sum(batch.mask))
     return Totals(jnp.sum(jnp.max(batch.segment_ids, axis=1)), jnp.sum(batch.loss_mask[:, 1:]))
 
 
@@ -120,53 +137,36 @@ def make_sft_program(
 
 
 def make_sft_step(
-    rows: Rows,
+    feed: Feed,
     model: ModelConfig,
     compute: ComputeConfig,
     cfg: SftConfig,
     *,
-    pad_id: int,
-    seed: int,
     mesh: Mesh,
     trainable: TrainableConfig = ALL,
     frozen: Params | None = None,
     loss_cfg: LossConfig = DEFAULT,
 ) -> StepFn:
-    """Returns (state, step) -> (state, log) over encoded traces; rows of all batches share one
-    length, so that the step is compiled once.
+    """Returns (state, step) -> (state, log) over the batches of a feed (`data.feed`).
 
     Args:
         frozen: parameters that the state does not hold, as `trainable` has it.
-
-    Raises:
-        ValueError: a trace longer than `cfg.pack_length`.
     """
     train_step = make_sft_program(model, compute, cfg, trainable, loss_cfg)
     schedule = make_schedule(cfg.optimizer, cfg.steps)
-    lengths = rows.lengths
-    length = cfg.pack_length or bucketed(max(lengths))
-    packer = Packer(lengths, length, seed) if cfg.pack_length else None
     sharding = batch_sharding(mesh)
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepLog]:
         start = time.perf_counter()
-        if packer is None:
-            bins = [[i] for i in batch_indices(len(rows), cfg.batch_size, step, seed).tolist()]
-        else:
-            bins = packer.batch(step, cfg.batch_size)
-
-        def make(bins_here: list[int]) -> Batch:
-            return packed_batch([[rows[i] for i in bins[b]] for b in bins_here], pad_id, length)
-
-        trained = np.array([lengths[i] for chosen in bins for i in chosen])
-        num_tokens = int(trained.sum())
-        placed = place_rows(make, len(bins), sharding)
+        fed = feed(step)
+        num_tokens = int(fed.lengths.sum())
+        placed = place_rows(fed.make, cfg.batch_size, sharding)
         learning_rate = float(schedule(num_updates(state.opt_state)))
         state, metrics = train_step(state, placed, frozen)
         scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}
         seconds = time.perf_counter() - start
-        scored = scalars["length/response"] * len(trained)
-        forward = forward_flops(model, trained, scored=scored)
+        scored = scalars["length/response"] * fed.num_traces
+        forward = forward_flops(model, fed.lengths, fed.after, scored=scored)
         flops = train_flops(forward, trained_share(state.params, frozen))
         return state, StepLog(
             {
@@ -175,7 +175,7 @@ def make_sft_step(
                 "time/train_s": seconds,
                 "time/tokens_per_s": num_tokens / seconds,
                 "time/mfu": flops / seconds / (peak_flops() * mesh.size),
-                "length/padding": 1 - num_tokens / placed.tokens.size,
+                "length/padding": 1 - num_tokens / (cfg.batch_size * feed.row_length),
             },
             batch=placed,
         )

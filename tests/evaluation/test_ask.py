@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh
 from planted_judge import PROMPT, planted_config, planted_model, planted_score
 
+from persrm_jax.data.batches import common_start
 from persrm_jax.data.prompts import BOTH_ORDERS
 from persrm_jax.evaluation import judge
-from persrm_jax.evaluation.ask import Asked, common_start, padded, plan_batches
+from persrm_jax.evaluation.ask import Asked, padded, plan_batches
 from persrm_jax.evaluation.judge import make_judge
 from persrm_jax.types import Pair
 
