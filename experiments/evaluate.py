@@ -58,7 +58,8 @@ def evaluate_run(cfg: RunConfig, run: RunFolder, mesh: Mesh) -> None:
     """Scores the run's test authors, training authors' unseen texts, texts of unseen domains, and
     if asked dev authors."""
     with run.stage("evaluation"):
-        score_sets(cfg, run, own_sets(cfg, run), mesh, run.path / "evaluation")
+        folder = run.path / "evaluation"
+        score_sets(cfg, run, own_sets(cfg, run), mesh, folder, beginnings=False)
 
 
 def own_sets(cfg: RunConfig, run: RunFolder) -> dict[str, PairSet]:
@@ -98,6 +99,7 @@ def score_pairs(
     *,
     whole: bool = True,
     only: str = "",
+    beginnings: bool = True,
     endpoint: OpenAIConfig | None = None,
 ) -> None:
     """Writes `FOLDER/pairs.jsonl`, and each judge's predictions in each condition, unless there.
@@ -105,6 +107,7 @@ def score_pairs(
     Args:
         whole: also with the numbers of exemplars and the samples that `cfg.eval` asks for.
         only: a judge's name; the run's others are not asked.
+        beginnings: as `model_judges` has it.
         endpoint: also asks the model behind it.
 
     Raises:
@@ -126,7 +129,7 @@ def score_pairs(
     asked = {c: Asked(some) for c, some in conditions.items()}
     if whole and cfg.eval.samples:
         asked[f"samples/{own}"] = Asked(pairs, cfg.eval.samples)
-    for name, judge in model_judges(cfg, run, mesh).items():
+    for name, judge in model_judges(cfg, run, mesh, beginnings=beginnings).items():
         if only in ("", name):
             ask_model(name, judge, conditions_of(judge, asked, (own, WRONG_AUTHOR)), folder)
     if endpoint is not None:

@@ -21,7 +21,7 @@ from persrm_jax.evaluation.likelihood import make_likelihood
 from persrm_jax.evaluation.remote_judge import make_remote_judge
 from persrm_jax.evaluation.scalar import make_scalar_judge
 from persrm_jax.jsonl import write_records
-from persrm_jax.models.load import Model, load_model
+from persrm_jax.models.load import FROM_SCRATCH, Model, load_model, model_folder
 from persrm_jax.models.reward import load_reward_model
 from persrm_jax.runs import RunFolder
 from persrm_jax.types import Pair, Prediction
@@ -51,8 +51,15 @@ class ModelJudge:
     """Whether it writes its judgements, so that they can be drawn several times."""
 
 
-def model_judges(cfg: RunConfig, run: RunFolder, mesh: Mesh) -> dict[str, ModelJudge]:
-    """Those that the run has, the untrained model first."""
+def model_judges(
+    cfg: RunConfig, run: RunFolder, mesh: Mesh, *, beginnings: bool = True
+) -> dict[str, ModelJudge]:
+    """Those that the run has, the untrained model first.
+
+    Args:
+        beginnings: of a run with --init, also what came before it: the untrained model, where that
+            is a pretrained one, and the SFT model that it started from.
+    """
     dtype = cfg.compute.param_dtype
 
     def answering(model: Model, advance: Advance, samples: int) -> JudgePairs:
@@ -74,7 +81,7 @@ def model_judges(cfg: RunConfig, run: RunFolder, mesh: Mesh) -> dict[str, ModelJ
         return made
 
     found: dict[str, ModelJudge] = {}
-    if cfg.init is None:
+    if cfg.init is None or (beginnings and cfg.model != FROM_SCRATCH):
         base = partial(base_model, cfg, run, mesh)
         found["base"] = ModelJudge(base, answering, is_trained=False)
         gain = partial(make_likelihood, is_gain=True)
@@ -83,10 +90,11 @@ def model_judges(cfg: RunConfig, run: RunFolder, mesh: Mesh) -> dict[str, ModelJ
     if run.is_done("bt"):
         load = partial(load_reward_model, run.path / "bt" / "model", mesh, dtype)
         found["bt"] = ModelJudge(load, scoring(make_scalar_judge), writes=False)
-    for stage in STAGES:
-        if run.is_done(stage):
-            load = partial(load_model, run.path / stage / "model", mesh, dtype)
-            found[stage] = ModelJudge(load, answering)
+    folders = {s: run.path / s / "model" for s in STAGES if run.is_done(s)}
+    if cfg.init is not None and beginnings:
+        folders = {"sft": model_folder(cfg.init), **folders}
+    for stage, folder in folders.items():
+        found[stage] = ModelJudge(partial(load_model, folder, mesh, dtype), answering)
     return found
 
 

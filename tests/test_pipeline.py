@@ -381,3 +381,9 @@ def test_init_starts_at_rft(finished: tuple, tmp_path: Path) -> None:
     for ours, theirs in zip(ROLLOUTS[begin:], finished[1], strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert read_records(cfg.out / "documents.jsonl", Document)
+    ours, theirs = cfg.out / "evaluation" / "test", finished[0].out / "evaluation" / "test"
+    assert not list(ours.glob("sft.*"))
+    experiments.evaluate.main(["--run", str(cfg.out), "--samples", "0", "--exemplars", "1"])
+    for name in ("sft.1.jsonl", "sft.wrong_author.jsonl", "rft.1.jsonl"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    assert not list(ours.glob("base.*")), "its tokenizer is the start's"
