@@ -100,6 +100,7 @@ def score_pairs(
     whole: bool = True,
     only: str = "",
     beginnings: bool = True,
+    label: str = "",
     endpoint: OpenAIConfig | None = None,
 ) -> None:
     """Writes `FOLDER/pairs.jsonl`, and each judge's predictions in each condition, unless there.
@@ -108,6 +109,7 @@ def score_pairs(
         whole: also with the numbers of exemplars and the samples that `cfg.eval` asks for.
         only: a judge's name; the run's others are not asked.
         beginnings: as `model_judges` has it.
+        label: of the judges that the run trained, who alone are asked where there is one.
         endpoint: also asks the model behind it.
 
     Raises:
@@ -130,8 +132,10 @@ def score_pairs(
     if whole and cfg.eval.samples:
         asked[f"samples/{own}"] = Asked(pairs, cfg.eval.samples)
     for name, judge in model_judges(cfg, run, mesh, beginnings=beginnings).items():
-        if only in ("", name):
-            ask_model(name, judge, conditions_of(judge, asked, (own, WRONG_AUTHOR)), folder)
+        if only not in ("", name) or (label and not judge.is_trained):
+            continue
+        name = f"{label}_{name}" if label else name
+        ask_model(name, judge, conditions_of(judge, asked, (own, WRONG_AUTHOR)), folder)
     if endpoint is not None:
         main = {c: asked[c] for c in (own, WRONG_AUTHOR)}
         ask_endpoint(endpoint, cfg, main, folder)
@@ -175,6 +179,9 @@ class EvaluateConfig:
     """File for the tables' rows."""
     out: Path | None = None
     """Folder for predictions; RUN/evaluation, or RUN/evaluation-NAME of the data."""
+    label: str = ""
+    """Put before the names of the judges that the run trained, who then stand beside those of
+    another run in --out, on the same pairs."""
     max_pairs: int | None = None
     """Pairs to score; those of the run's config where none is given."""
     mesh: cli.Mesh = MeshShape(1, 1)
@@ -184,6 +191,10 @@ class EvaluateConfig:
 def main(args: Sequence[str]) -> None:
     """The command line."""
     asked = cli.parse_flags(EvaluateConfig, "python -m experiments.evaluate", args)
+    if asked.label and asked.out is None:
+        raise ValueError(
+            "--label: needs --out, the evaluation of the run beside whose rows to stand"
+        )
     if not (asked.run / "config.json").is_file():
         raise ValueError(f"--run {asked.run}: holds no run; expected a folder with a config.json")
     cfg = read_config_file(asked.run / "config.json", RunConfig)
@@ -204,7 +215,7 @@ def main(args: Sequence[str]) -> None:
         counts = _counts_that_fit(cfg, run, pairs, documents)
         cfg = replace(cfg, eval=replace(cfg.eval, exemplars=counts))
     with jax.set_mesh(mesh):
-        score_sets(cfg, run, sets, mesh, folder, endpoint=endpoint)
+        score_sets(cfg, run, sets, mesh, folder, endpoint=endpoint, label=asked.label)
     found = read_sets([folder]) if asked.data is None else {SETS["test"]: read_judged([folder])}
     _show(found, asked, cfg)
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from persrm_jax import cli
 from persrm_jax.evaluation.conditions import WRONG_AUTHOR
 from persrm_jax.evaluation.html import write_html
-from persrm_jax.evaluation.judged import JUDGES, Judged, in_main_table, read_judged
+from persrm_jax.evaluation.judged import JUDGES, Judged, Key, in_main_table, read_judged
 from persrm_jax.evaluation.report import (
     accuracy_figure,
     accuracy_table,
@@ -46,15 +46,20 @@ SETS = {
 
 
 def comparisons(folders: Sequence[Path]) -> list[str]:
-    """What RFT gained, as sentences: the paired difference on the same pairs with its interval, and
-    each seed's where there are several."""
+    """What RFT gained, as sentences: the paired difference on the same pairs with its interval, of
+    each kind of rejected text too, and each seed's where there are several."""
     everything = read_judged(folders)
     seeds = [read_judged([folder]) for folder in folders]
     k = everything.own_condition
+    beside = sorted({judge for judge, _ in everything.predictions} - {*JUDGES})
+    labelled = [(name.rpartition("_")[2], name) for name in beside]
     asked = [
         ("rft minus sft", ("rft", k), ("sft", k)),
         ("rft minus sft continued with the same compute", ("rft", k), ("sft_continued", k)),
         ("rft minus sft on its own right answers", ("rft", k), ("sft_rejection", k)),
+        *((f"{ours} minus {name}", (ours, k), (name, k)) for ours, name in labelled),
+        ("rft minus stylometry", ("rft", k), ("stylometry", k)),
+        ("rft minus bt", ("rft", k), ("bt", k)),
         ("sft minus sft given a wrong author's exemplars", ("sft", k), ("sft", WRONG_AUTHOR)),
         ("rft minus rft given a wrong author's exemplars", ("rft", k), ("rft", WRONG_AUTHOR)),
     ]
@@ -62,10 +67,13 @@ def comparisons(folders: Sequence[Path]) -> list[str]:
     for words, first, second in asked:
         if not {first, second} <= everything.predictions.keys():
             continue
-        found = paired_difference(
-            everything.predictions[first], everything.predictions[second], everything.pairs
-        )
-        line = f"{words}: {found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        line = f"{words}: {_difference(everything, first, second)}"
+        if len(everything.kinds) > 1:
+            each_kind = (
+                f"{kind} {_difference(everything.of_kind(kind), first, second)}"
+                for kind in everything.kinds
+            )
+            line += f" ({'; '.join(each_kind)})"
         if len(seeds) > 1:
             each = [
                 paired_difference(s.predictions[first], s.predictions[second], s.pairs).mean
@@ -74,6 +82,11 @@ def comparisons(folders: Sequence[Path]) -> list[str]:
             line += f"; by seed {', '.join(f'{d:+.3f}' for d in each)}"
         lines.append(line)
     return lines
+
+
+def _difference(judged: Judged, first: Key, second: Key) -> str:
+    found = paired_difference(judged.predictions[first], judged.predictions[second], judged.pairs)
+    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def read_sets(folders: Sequence[Path]) -> dict[str, Judged]:

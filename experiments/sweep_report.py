@@ -198,7 +198,7 @@ def kinds(runs: Runs, sweep: Sweep) -> Grid | None:
             for kind in judged.kinds:
                 columns.setdefault(kind, []).extend(
                     replace(row, label=label)
-                    for row in judged.rows(kind)
+                    for row in judged.of_kind(kind).rows()
                     if (row.label, row.condition) == ("rft", judged.own_condition)
                 )
     return across("By kind of rejected text", columns) if len(columns) > 1 else None

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import experiments.evaluate
 import experiments.judges
+import experiments.report
 import experiments.rft
 import experiments.sft
 import experiments.synthesize
@@ -332,6 +333,24 @@ def test_a_run_scores_any_documents_file(finished: tuple, tmp_path: Path) -> Non
             assert accuracy["low"] <= accuracy["mean"] <= accuracy["high"]
     assert result["data"] == str(data)
     assert _files(finished[0].out) == before, "the run itself is only read"
+
+
+def test_another_runs_judges_stand_beside(finished: tuple, tmp_path: Path) -> None:
+    beside = tmp_path / "run"
+    shutil.copytree(finished[0].out, beside)
+    args = ["--run", str(finished[0].out), "--label", "other", "--samples", "0", "--exemplars", "1"]
+    with pytest.raises(ValueError, match="--label: needs --out"):
+        experiments.evaluate.main(args)
+    experiments.evaluate.main([*args, "--out", str(beside / "evaluation")])
+    folder = beside / "evaluation" / "test"
+    for name in ("rft.1.jsonl", "sft.wrong_author.jsonl"):
+        same = (folder / name).read_text().replace('"model": "', '"model": "other_')
+        assert (folder / f"other_{name}").read_text() == same
+    assert not list(folder.glob("other_base.*"))
+    lines = experiments.report.comparisons([folder])
+    assert any(line.startswith("rft minus other_rft: +0.000 [+0.000, +0.000]") for line in lines)
+    assert any(line.startswith("sft minus other_sft: +0.000") for line in lines)
+    assert any(line.startswith("rft minus stylometry: ") for line in lines)
 
 
 def test_scoring_fewer_pairs_does_not_spoil_the_runs_own_result(

@@ -46,16 +46,20 @@ class Judged:
     samples: Mapping[Key, list[Prediction]]
     """Several of each judgement, where there are."""
 
-    def rows(self, kind: str | None = None) -> list[Row]:
-        """A row for each judge and condition; of one kind of rejected text, or all."""
-        pairs = [p for p in self.pairs if kind in (None, p.negative_type)]
+    def rows(self) -> list[Row]:
+        """A row for each judge and condition."""
+        keys = sorted((key for key, some in self.predictions.items() if some), key=rank)
+        return [Row(*key, summarize(self.predictions[key], self.pairs)) for key in keys]
+
+    def of_kind(self, kind: str) -> "Judged":
+        """What is about pairs of one kind of rejected text."""
+        pairs = [pair for pair in self.pairs if pair.negative_type == kind]
         ids = {pair.pair_id for pair in pairs}
-        rows = []
-        for judge, condition in sorted(self.predictions, key=rank):
-            some = [p for p in self.predictions[judge, condition] if p.pair_id in ids]
-            if some:
-                rows.append(Row(judge, condition, summarize(some, pairs)))
-        return rows
+
+        def those(found: Mapping[Key, list[Prediction]]) -> dict[Key, list[Prediction]]:
+            return {key: [p for p in some if p.pair_id in ids] for key, some in found.items()}
+
+        return Judged(pairs, those(self.predictions), those(self.samples))
 
     @property
     def own_condition(self) -> str:

@@ -7,6 +7,7 @@ from rich import box
 from rich.table import Table
 
 from persrm_jax.evaluation.calibration import calibrate
+from persrm_jax.evaluation.conditions import WRONG_AUTHOR
 from persrm_jax.evaluation.judged import Judged, rank
 from persrm_jax.evaluation.report import Row, condition_phrase
 from persrm_jax.evaluation.statistics import Accuracy, summarize
@@ -66,11 +67,17 @@ def by_exemplars(rows: Sequence[Row]) -> Grid | None:
 
 
 def by_kind(judged: Judged) -> Grid | None:
-    """Accuracy by kind of rejected text, with the pairs' own exemplars; None of one kind."""
+    """Accuracy by kind of rejected text, with the pairs' own exemplars and with a wrong author's;
+    None of one kind."""
     if len(judged.kinds) < 2:
         return None
-    own = judged.own_condition
-    columns = {k: [r for r in judged.rows(k) if r.condition == own] for k in judged.kinds}
+    rows = {kind: judged.of_kind(kind).rows() for kind in judged.kinds}
+    conditions = {"": judged.own_condition, ", wrong author": WRONG_AUTHOR}
+    columns = {
+        f"{kind}{words}": [row for row in some if row.condition == condition]
+        for kind, some in rows.items()
+        for words, condition in conditions.items()
+    }
     return across("By kind of rejected text", columns)
 
 
