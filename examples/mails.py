@@ -18,14 +18,15 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from email import message_from_binary_file, policy
+from email.header import decode_header, make_header
 from email.message import EmailMessage
 from email.utils import parseaddr
 from pathlib import Path
 
 import tyro
 
-AUTOMATIC = ("List-Id", "List-Unsubscribe", "Auto-Submitted", "Feedback-ID")
-"""Headers of mail that no person wrote to another."""
+AUTOMATIC = ("List-Id", "List-Unsubscribe", "Feedback-ID")
+"""Headers of lists' and machines' mail."""
 _REPLY = re.compile(r"^((re|aw|fwd?|wg|sv|vs|tr)(\[\d+\])?:\s*)+", re.IGNORECASE)
 
 
@@ -48,8 +49,26 @@ def body_of(mail: EmailMessage) -> str:
         return ""
     try:
         return str(part.get_content()).strip()
-    except (LookupError, UnicodeError):  # a character set that is unknown, or not what it says
+    except (LookupError, ValueError):  # a character set that is unknown, or not what it says
         return ""
+
+
+def header(mail: EmailMessage, name: str) -> str:
+    """A header of a mail as it stands; empty where there is none. (Headers that break the rules
+    also break their parser.)"""
+    found = [value for key, value in mail.raw_items() if key.lower() == name.lower()]
+    return " ".join(str(found[0]).split()) if found else ""
+
+
+def subject_of(mail: EmailMessage) -> str:
+    """The subject, decoded."""
+    return " ".join(str(make_header(decode_header(header(mail, "Subject")))).split())
+
+
+def is_automatic(mail: EmailMessage) -> bool:
+    """Whether no person wrote it to another."""
+    replied = header(mail, "Auto-Submitted").lower() not in ("", "no")
+    return replied or any(header(mail, name) for name in AUTOMATIC)
 
 
 def read_mails(box: Path) -> Iterator[dict[str, str]]:
@@ -66,15 +85,15 @@ def read_mails(box: Path) -> Iterator[dict[str, str]]:
 
     with closing(mailbox.mbox(box, factory=parse, create=False)) as mails:
         for number, mail in enumerate(mails):
-            if any(mail[name] for name in AUTOMATIC):
+            if is_automatic(mail):
                 continue
-            sender, text = parseaddr(str(mail["From"] or ""))[1].lower(), body_of(mail)
+            sender, text = parseaddr(header(mail, "From"))[1].lower(), body_of(mail)
             if sender and text:
                 yield {
                     "author": sender,
-                    "doc_id": str(mail["Message-ID"] or f"{box.name}/{number}"),
+                    "doc_id": header(mail, "Message-ID") or f"{box}/{number}",
                     "domain": "mail",
-                    "prompt": _REPLY.sub("", " ".join(str(mail["Subject"] or "").split())),
+                    "prompt": _REPLY.sub("", subject_of(mail)),
                     "text": text,
                 }
 

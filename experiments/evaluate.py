@@ -215,7 +215,8 @@ def main(args: Sequence[str]) -> None:
         counts = _counts_that_fit(cfg, run, pairs, documents)
         cfg = replace(cfg, eval=replace(cfg.eval, exemplars=counts))
     with jax.set_mesh(mesh):
-        score_sets(cfg, run, sets, mesh, folder, endpoint=endpoint, label=asked.label)
+        options = {"label": asked.label, "beginnings": not asked.label, "endpoint": endpoint}
+        score_sets(cfg, run, sets, mesh, folder, **options)
     found = read_sets([folder]) if asked.data is None else {SETS["test"]: read_judged([folder])}
     _show(found, asked, cfg)
 

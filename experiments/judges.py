@@ -57,8 +57,8 @@ def model_judges(
     """Those that the run has, the untrained model first.
 
     Args:
-        beginnings: of a run with --init, also what came before it: the untrained model, where that
-            is a pretrained one, and the SFT model that it started from.
+        beginnings: of a run with --init, also what came before it: --model, where that is a
+            pretrained one, and the model that it started from (`sft`, or `init` of another stage).
     """
     dtype = cfg.compute.param_dtype
 
@@ -92,7 +92,9 @@ def model_judges(
         found["bt"] = ModelJudge(load, scoring(make_scalar_judge), writes=False)
     folders = {s: run.path / s / "model" for s in STAGES if run.is_done(s)}
     if cfg.init is not None and beginnings:
-        folders = {"sft": model_folder(cfg.init), **folders}
+        start = model_folder(cfg.init)
+        is_sft = "sft" in (start.name, start.parent.name)
+        folders = {"sft" if is_sft else "init": start, **folders}
     for stage, folder in folders.items():
         found[stage] = ModelJudge(partial(load_model, folder, mesh, dtype), answering)
     return found

@@ -311,9 +311,10 @@ def plan(cfg: PlanConfig, console: Console) -> None:
     how = f"estimated by arithmetic, since {planner.missing}" if planner.missing else "compiled"
     size = f"{job.model.num_params / 1e6:,.0f} M parameters"
     memory = f"{capacity(cfg) / FILLED / GIB:.1f} GiB"
+    whole = ", traces of a group counted whole" if cfg.sft.group_size > 1 else ""
     lines = (
         f"{cfg.preset} ({size}) on {cfg.mesh} {cfg.chip} of {memory}: {how}",
-        f"SFT: {job.sft_rows} rows of {job.sft_length:,} tokens",
+        f"SFT: {job.sft_rows} rows of {job.sft_length:,} tokens{whole}",
         f"RFT: {cfg.rft.prompts} prompts of {job.prompt_tokens:,} tokens, {cfg.rft.group_size} "
         f"completions of {cfg.rft.sampling.max_new_tokens:,} each",
     )

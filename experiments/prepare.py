@@ -69,6 +69,12 @@ def check_fit(cfg: RunConfig) -> None:
     check_parts("--rft.mini-batches", cfg.rft.mini_batches, cfg.rft.prompts, cfg.mesh)
     rows = cfg.rft.prompts // cfg.rft.mini_batches
     check_parts("--rft.accumulate", cfg.rft.accumulate, rows, cfg.mesh)
+    most = cfg.pairs.exemplars_shared_by * (1 + cfg.teacher.judges_both_orders)
+    if cfg.sft.group_size > most:
+        raise ValueError(
+            f"--sft.group-size {cfg.sft.group_size}: at most {most} traces share their exemplars "
+            f"with --pairs.exemplars-shared-by {cfg.pairs.exemplars_shared_by}"
+        )
     if cfg.rft.prompts % cfg.prompt.questions_a_pair:
         raise ValueError(
             f"--rft.prompts {cfg.rft.prompts}: must be even with --prompt.answer score, which "

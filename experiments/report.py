@@ -52,12 +52,14 @@ def comparisons(folders: Sequence[Path]) -> list[str]:
     seeds = [read_judged([folder]) for folder in folders]
     k = everything.own_condition
     beside = sorted({judge for judge, _ in everything.predictions} - {*JUDGES})
-    labelled = [(name.rpartition("_")[2], name) for name in beside]
+    # "no_think_sft_continued" stands beside "sft_continued", the longest name that it ends in.
+    ours = {n: [judge for judge in JUDGES if n.endswith(f"_{judge}")] for n in beside}
+    labelled = [(max(judges, key=len), name) for name, judges in ours.items() if judges]
     asked = [
         ("rft minus sft", ("rft", k), ("sft", k)),
         ("rft minus sft continued with the same compute", ("rft", k), ("sft_continued", k)),
         ("rft minus sft on its own right answers", ("rft", k), ("sft_rejection", k)),
-        *((f"{ours} minus {name}", (ours, k), (name, k)) for ours, name in labelled),
+        *((f"{judge} minus {name}", (judge, k), (name, k)) for judge, name in labelled),
         ("rft minus stylometry", ("rft", k), ("stylometry", k)),
         ("rft minus bt", ("rft", k), ("bt", k)),
         ("sft minus sft given a wrong author's exemplars", ("sft", k), ("sft", WRONG_AUTHOR)),

@@ -81,7 +81,7 @@ def _sampling_passes(cfg: RunConfig, prompt_length: int) -> int:
 def _sft_of(
     cfg: RunConfig, run: RunFolder, passes: int, traces: Sequence[Trace], start: Model
 ) -> SftConfig:
-    row_length = sft_feed(cfg, run, start.tokenizer, traces, cfg.seed).row_length
+    row_length = sft_feed(cfg, run, start.tokenizer, traces, cfg.sft, cfg.seed).row_length
     steps = max(round(passes / (3 * cfg.sft.batch_size * row_length)), 1)
     return replace(cfg.sft, steps=steps, stop_accuracy=2.0, patience=0)
 

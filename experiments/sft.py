@@ -44,7 +44,7 @@ def run_sft(
         key = jax.random.key(seed)
         trained, frozen = split(start.params, start.config, cfg.train, key, mesh)
         step_fn = make_sft_step(
-            sft_feed(cfg, run, start.tokenizer, traces or load_traces(run.path), seed),
+            sft_feed(cfg, run, start.tokenizer, traces or load_traces(run.path), sft, seed),
             start.config,
             cfg.compute,
             sft,
@@ -68,16 +68,21 @@ def run_sft(
 
 
 def sft_feed(
-    cfg: RunConfig, run: RunFolder, tokenizer: Tokenizer, traces: Sequence[Trace], seed: int
+    cfg: RunConfig,
+    run: RunFolder,
+    tokenizer: Tokenizer,
+    traces: Sequence[Trace],
+    sft: SftConfig,
+    seed: int,
 ) -> Feed:
     """The batches that SFT makes of traces; those that show the same exemplars begin alike."""
     shown = {pair.pair_id: (pair.prompt, pair.exemplars) for pair in load_pairs(run.path, "train")}
     return make_feed(
         encode_traces(traces, tokenizer, cfg.prompt),
         [shown[trace.pair_id] for trace in traces],
-        batch_size=cfg.sft.batch_size,
-        pack_length=cfg.sft.pack_length,
-        group_size=cfg.sft.group_size,
+        batch_size=sft.batch_size,
+        pack_length=sft.pack_length,
+        group_size=sft.group_size,
         pad_id=tokenizer.pad_id,
         seed=seed,
     )

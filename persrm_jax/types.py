@@ -136,7 +136,8 @@ class Groups(NamedTuple):
     prompt_mask: Bool[Any, "P S"]
     tokens: Int[Any, "P G T"]
     mask: Bool[Any, "P G T"]
-    """True up to and including the first end token."""
+    """True up to and including the first end token. In SFT's groups, whose tokens hold the rest of
+    the prompt too, True in the response: these are computed shared and not packed."""
     packed: PackedRows | None = None
     """The same tokens once more, where updates take them so."""
 

@@ -49,7 +49,7 @@ def test_everybody_who_wrote_enough_is_an_author(
     ]
     received = [
         sent[0],  # a copy to herself
-        _mail("bob@example.org", "lunch", "At noon?"),
+        _mail("bob@example.org", "=?utf-8?q?f=C3=BCr_lunch?=", "At noon?", Auto_Submitted="no"),
         _mail("Bob <bob@example.org>", "lunch", "At one, then."),
         _mail("news@example.org", "offers", "Buy!", List_Id="<news>"),
         _mail("news@example.org", "offers", "Buy more!", List_Id="<news>"),
@@ -60,10 +60,13 @@ def test_everybody_who_wrote_enough_is_an_author(
     page.set_content("<p>only a page</p>", subtype="html")
     strange = _mail("bob@example.org", "odd", "text")
     strange.replace_header("Content-Type", 'text/plain; charset="x-no-such"')
-    inbox = [*received, page, strange]
+    broken = _mail("a@[", "odd", "text")
+    broken._headers.append(("Message-ID", "<[abc]@x>"))  # type: ignore[attr-defined]
+    inbox = [*received, page, strange, broken]
     boxes = [_write(tmp_path / "Sent", sent), _write(tmp_path / "Inbox", inbox)]
     out = tmp_path / "mails.jsonl"
     _run(monkeypatch, *map(str, boxes), "--out", str(out), "--least", "2")
+    assert {row["author"] for row in _rows(out)} == {"ada@example.org", "bob@example.org"}
     rows = _rows(out)
     assert [row["author"] for row in rows[:3]] == ["ada@example.org"] * 3
     assert [row["author"] for row in rows[3:]] == ["bob@example.org"] * 2

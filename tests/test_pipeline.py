@@ -350,6 +350,7 @@ def test_another_runs_judges_stand_beside(finished: tuple, tmp_path: Path) -> No
     lines = experiments.report.comparisons([folder])
     assert any(line.startswith("rft minus other_rft: +0.000 [+0.000, +0.000]") for line in lines)
     assert any(line.startswith("sft minus other_sft: +0.000") for line in lines)
+    assert any(line.startswith("sft_continued minus other_sft_continued: ") for line in lines)
     assert any(line.startswith("rft minus stylometry: ") for line in lines)
 
 

@@ -34,6 +34,7 @@ class Fed:
     after: Int[np.ndarray, " n"]
     """Tokens that each of them sees before its own."""
     num_traces: int
+    num_rows: int
 
 
 @runtime_checkable
@@ -91,7 +92,7 @@ class _Bins:
             return packed_batch(inside, self._pad_id, self.row_length)
 
         lengths = np.array([self._rows.lengths[i] for members in bins for i in members])
-        return Fed(make, lengths, np.zeros_like(lengths), len(lengths))
+        return Fed(make, lengths, np.zeros_like(lengths), len(lengths), len(bins))
 
 
 class _Groups:
@@ -117,8 +118,11 @@ class _Groups:
             for members in together.values()
             for part in np.array_split(members, -(-len(members) // size))
         ]
-        self._starts = share_work(self._start, len(self._members))
-        self._start_length = bucketed(max(self._starts))
+        starts = share_work(self._start, len(self._members))
+        # One alone shares all of its prompt, to whose length every batch would be padded.
+        several = [s for s, m in zip(starts, self._members, strict=True) if len(m) > 1]
+        self._starts = [min(start, max(several, default=start)) for start in starts]
+        self._start_length = bucketed(max(1, *self._starts))
         self._own_length = bucketed(max(max(map(self._own, range(len(self._members))))))
         self.row_length = self._start_length + size * self._own_length
 
@@ -140,6 +144,7 @@ class _Groups:
             lengths=np.concatenate([starts, *own]),
             after=np.concatenate([np.zeros_like(starts), after]),
             num_traces=len(after),
+            num_rows=len(chosen),
         )
 
     def _make(self, chosen: Sequence[int]) -> Groups:

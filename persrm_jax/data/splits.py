@@ -33,7 +33,7 @@ class PairConfig:
     """Texts that show the person (k)."""
     exemplars_shared_by: int = 1
     """Pairs of an author, one after another, that show the same exemplars (others only in place of
-    near copies): what they share is then read once in evaluation."""
+    near copies): evaluation reads them once, and SFT with --sft.group-size."""
     negatives: tuple[NegativeType, ...] = ("other_author_same_topic",)
     """Kinds of rejected text, in equal parts."""
     test_negatives: tuple[NegativeType, ...] = ()

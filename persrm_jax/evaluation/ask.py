@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from persrm_jax.data.batches import BUCKET, bucketed, common_start, left_pad
+from persrm_jax.data.batches import BUCKET, common_start, left_pad
 from persrm_jax.data.prompts import PromptConfig
 from persrm_jax.distributed import fetch, place
 from persrm_jax.models.config import ComputeConfig, ModelConfig
@@ -39,15 +39,15 @@ class Reply(NamedTuple):
 Ask = Callable[..., list[Reply]]
 
 
-def padded(length: int) -> int:
-    """The length to which a prompt is padded: 32, 64, then two steps from each power of two to the
-    next, so that few programs are compiled."""
-    step = max(BUCKET, 2 ** (length - 1).bit_length() // 4)
+def padded(length: int, steps: int = 2) -> int:
+    """The length to which a prompt is padded: 32, 64, then so many steps from each power of two to
+    the next, so that few programs are compiled."""
+    step = max(BUCKET, 2 ** (length - 1).bit_length() // (2 * steps))
     return -(-length // step) * step
 
 
-class Asked(NamedTuple):
-    """A batch: which prompts, how many of their first tokens are the same and are read once, and
+class Plan(NamedTuple):
+    """Of a batch: which prompts, how many of their first tokens are the same and are read once, and
     to how many tokens what follows is padded."""
 
     rows: list[int]
@@ -59,14 +59,16 @@ def plan_batches(
     prompts: Sequence[Sequence[int]],
     alike: Sequence[Hashable],
     batch_size: int,
+    max_new: int,
     num_devices: int = 1,
-) -> list[Asked]:
+) -> list[Plan]:
     """Prompts -> batches of few tokens.
 
-    Those whose `alike` is equal are expected to begin alike. They are read together where that
-    takes fewer tokens than to read each whole; the others go with prompts of their own length.
+    Those whose `alike` is equal are expected to begin alike. They go together where that takes
+    fewer tokens than each whole; the others go with prompts of their own length.
 
     Args:
+        max_new: tokens that a batch's rows may be answered in.
         num_devices: over which a batch's rows are split; each reads what they share.
     """
     groups: dict[Hashable, list[int]] = defaultdict(list)
@@ -75,17 +77,17 @@ def plan_batches(
     batches, others = [], defaultdict(list)
     for members in groups.values():
         shared = common_start([prompts[i] for i in members])
-        length = bucketed(max(len(prompts[i]) for i in members) - shared)
-        together = num_devices * padded(shared) + batch_size * length
+        length = padded(max(len(prompts[i]) for i in members) - shared, steps=4)
+        together = num_devices * padded(shared) + batch_size * (length + max_new)
         for at in range(0, len(members), batch_size):
             rows = members[at : at + batch_size]
-            if shared and together < sum(padded(len(prompts[i])) for i in rows):
-                batches.append(Asked(rows, shared, length))
+            if shared and together < sum(padded(len(prompts[i])) + max_new for i in rows):
+                batches.append(Plan(rows, shared, length))
             else:
                 for i in rows:
                     others[padded(len(prompts[i]))].append(i)
     return batches + [
-        Asked(rows[at : at + batch_size], 0, length)
+        Plan(rows[at : at + batch_size], 0, length)
         for length, rows in sorted(others.items())
         for at in range(0, len(rows), batch_size)
     ]

@@ -100,7 +100,9 @@ def make_judge(
         data = np.asarray(jax.random.key_data(keys))
         answers: dict[int, Reply] = {}
         shown = [(pair.exemplars, pair.prompt) for pair, _ in asked]
-        for batch in plan_batches(prompts, shown, cfg.batch_size, mesh.shape["data"]):
+        for batch in plan_batches(
+            prompts, shown, cfg.batch_size, sampling.max_new_tokens, mesh.shape["data"]
+        ):
             rows = batch.rows
             chosen = [prompts[i] for i in rows]
             found = ask(params, chosen, data[rows], batch.length, batch.shared)

@@ -27,6 +27,7 @@ JUDGES = (
     "bt",
     "remote",
     "base",
+    "init",
     "sft",
     "sft_continued",
     "sft_rejection",

@@ -160,7 +160,7 @@ def make_sft_step(
         start = time.perf_counter()
         fed = feed(step)
         num_tokens = int(fed.lengths.sum())
-        placed = place_rows(fed.make, cfg.batch_size, sharding)
+        placed = place_rows(fed.make, fed.num_rows, sharding)
         learning_rate = float(schedule(num_updates(state.opt_state)))
         state, metrics = train_step(state, placed, frozen)
         scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}
@@ -175,7 +175,7 @@ def make_sft_step(
                 "time/train_s": seconds,
                 "time/tokens_per_s": num_tokens / seconds,
                 "time/mfu": flops / seconds / (peak_flops() * mesh.size),
-                "length/padding": 1 - num_tokens / (cfg.batch_size * feed.row_length),
+                "length/padding": 1 - num_tokens / (fed.num_rows * feed.row_length),
             },
             batch=placed,
         )

@@ -13,7 +13,7 @@ from planted_judge import PROMPT, planted_config, planted_model, planted_score
 from persrm_jax.data.batches import common_start
 from persrm_jax.data.prompts import BOTH_ORDERS
 from persrm_jax.evaluation import judge
-from persrm_jax.evaluation.ask import Asked, padded, plan_batches
+from persrm_jax.evaluation.ask import Plan, padded, plan_batches
 from persrm_jax.evaluation.judge import make_judge
 from persrm_jax.types import Pair
 
@@ -28,12 +28,12 @@ def test_pads_are_few_and_hold_the_prompt() -> None:
 
 def test_prompts_go_with_those_of_their_length() -> None:
     prompts = [[1] * length for length in (3, 70, 5, 40, 4)]
-    batches = plan_batches(prompts, range(5), 2)
+    batches = plan_batches(prompts, range(5), 2, 20)
     assert batches == [
-        Asked([0, 2], 0, 32),
-        Asked([4], 0, 32),
-        Asked([3], 0, 64),
-        Asked([1], 0, 96),
+        Plan([0, 2], 0, 32),
+        Plan([4], 0, 32),
+        Plan([3], 0, 64),
+        Plan([1], 0, 96),
     ]
 
 
@@ -41,15 +41,19 @@ def test_a_long_start_is_read_once() -> None:
     start, ends = [*range(400)], [[7] * 20, [8] * 33, [9] * 30, [5] * 31]
     prompts = [start + end for end in ends] + [[3] * 30]
     alike = ["a", "a", "a", "a", "b"]
-    assert plan_batches(prompts, alike, 4) == [Asked([0, 1, 2, 3], 400, 64), Asked([4], 0, 32)]
+    assert plan_batches(prompts, alike, 4, 20) == [Plan([0, 1, 2, 3], 400, 64), Plan([4], 0, 32)]
     # Of three in a batch of two, the last is cheaper to read whole.
-    assert plan_batches(prompts[:3], alike[:3], 2) == [Asked([0, 1], 400, 64), Asked([2], 0, 512)]
+    found = plan_batches(prompts[:3], alike[:3], 2, 20)
+    assert found == [Plan([0, 1], 400, 64), Plan([2], 0, 512)]
     # Two devices read it twice, which spares nothing.
-    assert all(b.shared == 0 for b in plan_batches(prompts[:3], alike[:3], 2, num_devices=2))
-    # A batch that is mostly empty costs its empty rows.
-    assert all(b.shared == 0 for b in plan_batches(prompts[:4], alike[:4], 32))
+    two = plan_batches(prompts[:3], alike[:3], 2, 20, num_devices=2)
+    assert all(batch.shared == 0 for batch in two)
+    # A batch that is half empty costs its empty rows: in short answers less than it spares.
+    assert all(batch.shared for batch in plan_batches(prompts[:4], alike[:4], 8, 100))
+    assert not any(batch.shared for batch in plan_batches(prompts[:4], alike[:4], 8, 400))
     # A short start is not worth it.
-    assert all(b.shared == 0 for b in plan_batches([p[390:] for p in prompts[:4]], alike[:4], 4))
+    short = [prompt[390:] for prompt in prompts[:4]]
+    assert not any(batch.shared for batch in plan_batches(short, alike[:4], 4, 20))
 
 
 @given(
@@ -61,7 +65,7 @@ def test_every_prompt_is_asked_once(
     made: list[tuple[int, int]], batch_size: int, num_devices: int
 ) -> None:
     prompts = [[who] * 60 * who + [9] * length for who, length in made]
-    batches = plan_batches(prompts, [who for who, _ in made], batch_size, num_devices)
+    batches = plan_batches(prompts, [who for who, _ in made], batch_size, 9, num_devices)
     assert Counter(i for b in batches for i in b.rows) == Counter(range(len(prompts)))
     for batch in batches:
         assert 0 < len(batch.rows) <= batch_size
@@ -111,9 +115,9 @@ def _pairs(num_sets: int, num_each: int) -> list[Pair]:
 def test_exemplars_that_pairs_share_are_read_once(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned: list[Asked] = []
+    planned: list[Plan] = []
 
-    def spy(*args: object, **kwargs: object) -> list[Asked]:
+    def spy(*args: object, **kwargs: object) -> list[Plan]:
         planned.extend(found := plan_batches(*args, **kwargs))  # type: ignore[arg-type]
         return found
 

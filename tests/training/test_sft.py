@@ -3,7 +3,6 @@ import functools
 import json
 import os
 import signal
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -14,8 +13,8 @@ from jax.sharding import Mesh
 from small_model import hidden_states, small_model
 
 from persrm_jax.checkpoint import Checkpoints
-from persrm_jax.data.batches import Row, Rows, sft_batch
-from persrm_jax.data.feed import Feed, make_feed
+from persrm_jax.data.batches import Rows, sft_batch
+from persrm_jax.data.feed import make_feed
 from persrm_jax.metrics import MetricsWriter
 from persrm_jax.models.config import ComputeConfig
 from persrm_jax.models.decoder import vocab_weight
@@ -54,13 +53,16 @@ def _state(mesh: Mesh) -> TrainState:
 
 @functools.cache
 def _step(mesh: Mesh):  # noqa: ANN202
-    return make_sft_step(_feed(), MODEL, ComputeConfig(), CFG, mesh=mesh)
-
-
-def _feed(rows: Sequence[Row] = ROWS, alike: Sequence[int] | None = None, **changes: int) -> Feed:
-    how = {"batch_size": CFG.batch_size, "pack_length": 0, "group_size": 1, **changes}
-    encoded = Rows(rows.__getitem__, len(rows))
-    return make_feed(encoded, alike or range(len(rows)), **how, pad_id=0, seed=3)
+    feed = make_feed(
+        Rows(ROWS.__getitem__, len(ROWS)),
+        range(len(ROWS)),
+        batch_size=CFG.batch_size,
+        pack_length=0,
+        group_size=1,
+        pad_id=0,
+        seed=3,
+    )
+    return make_sft_step(feed, MODEL, ComputeConfig(), CFG, mesh=mesh)
 
 
 def test_the_loss_is_the_mean_nll_of_response_tokens(mesh: Mesh) -> None:

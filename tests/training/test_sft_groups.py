@@ -111,7 +111,7 @@ def test_what_prompts_share_is_read_once() -> None:
     assert fed.num_traces == 12 and len(fed.lengths) == 16
 
 
-def _gradients(params: Params, batch: object, accumulate: int = 1) -> tuple[float, Params]:
+def _gradients(params: Params, batch: object) -> tuple[float, Params]:
     loss = make_sft_loss(MODEL, COMPUTE)
     placed = jax.tree.map(jnp.asarray, batch)
     (value, _), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, placed)
