@@ -61,8 +61,12 @@ def header(mail: EmailMessage, name: str) -> str:
 
 
 def subject_of(mail: EmailMessage) -> str:
-    """The subject, decoded."""
-    return " ".join(str(make_header(decode_header(header(mail, "Subject")))).split())
+    """The subject, decoded; as it stands where that fails."""
+    raw = header(mail, "Subject")
+    try:
+        return " ".join(str(make_header(decode_header(raw))).split())
+    except (LookupError, ValueError):
+        return raw
 
 
 def is_automatic(mail: EmailMessage) -> bool:

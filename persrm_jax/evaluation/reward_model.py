@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from persrm_jax.data.batches import common_start
 from persrm_jax.data.prompts import Judgement, parse_judgement, question_messages, reasoning_of
 from persrm_jax.evaluation.ask import KEY_WORDS, Ask, Reply, make_ask, padded
 from persrm_jax.evaluation.tournament import draw_pairs
@@ -305,9 +306,8 @@ class Judge:
         if not self.cfg.share_exemplars or num_questions < self.cfg.batch_size:
             return ()
         sides = 1 if self.cfg.prompt.answer == "score" else 2
-        first, *others = (self._encode(request, [text] * sides) for text in ("a", "1", "\n"))
-        differ = [i for i, ids in enumerate(zip(first, *others, strict=False)) if len(set(ids)) > 1]
-        return first[: differ[0]]
+        asked = [self._encode(request, [text] * sides) for text in ("a", "1", "\n")]
+        return asked[0][: common_start(asked)]
 
     def _shown(self, num_candidates: int) -> list[tuple[int, ...]]:
         """The candidates that each question shows."""

@@ -28,8 +28,8 @@ from persrm_jax.sharding import ACTIVATION_RULES, partition
 
 QUERY_BLOCK = 512
 """Queries that `chunked` takes at a time."""
-CPU_BLOCK = 128
-"""Queries of a block of `xla` on a CPU, at least."""
+CPU_BLOCK, CPU_BLOCKS = 128, 8
+"""Queries of a block of `xla` on a CPU, at least; and blocks, at most."""
 LONG = 2048
 """Positions above which T x T is kept out of memory."""
 CUDNN_MAX_HEAD_WIDTH = 128
@@ -75,7 +75,9 @@ def attention(
                     "(--rft.pack-length); use chunked"
                 )
             return splash_attention(q, k, v, segment_ids)
-    num_blocks = max(q.shape[1] // CPU_BLOCK, 1) if platform() == "cpu" else 1
+    num_blocks = 1
+    if platform() == "cpu":
+        num_blocks = min(max(q.shape[1] // CPU_BLOCK, 1), CPU_BLOCKS)
     return _causal_blocks(q, k, v, _ids(segment_ids, member_ids), num_blocks)
 
 

@@ -45,8 +45,8 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], eps: float) ->
 
 def linear(layer: Params, x: Float[Array, "B T ..."], equation: str) -> jax.Array:
     """An einsum of each token with the layer's kernel, plus its bias and low-rank adapter where it
-    has them. `equation` has rows and tokens as one dim T: over two, XLA sums a CPU's gradients of
-    weights after a transpose, which takes a third longer."""
+    has them. In `equation` T is all tokens of all rows, B x T: over two dims XLA sums a CPU's
+    gradients of weights after a transpose, which takes a third longer."""
     tokens = x.reshape(-1, *x.shape[2:])
     y = jnp.einsum(equation, tokens, layer["kernel"])
     if "lora_a" in layer:

@@ -51,6 +51,7 @@ def run(impl: Attention, *args: jax.Array) -> jax.Array:
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that T takes several blocks, the last of them ragged."""
     monkeypatch.setattr(module, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(module, "CPU_BLOCK", 12)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -59,17 +60,31 @@ def test_equals_attention_written_out(impl: Attention) -> None:
     np.testing.assert_allclose(run(impl, *map(jnp.asarray, args)), naive(*args), atol=2e-6)
 
 
-@pytest.mark.parametrize("impl", IMPLS[1:])
-def test_gradients_are_those_of_xla(impl: Attention) -> None:
+@pytest.mark.parametrize("impl", IMPLS)
+def test_gradients_are_those_of_one_block(impl: Attention, monkeypatch: pytest.MonkeyPatch) -> None:
     *qkv, segments = map(jnp.asarray, inputs(1))
 
     def loss(impl: Attention, qkv: list[jax.Array]) -> jax.Array:
         return jnp.sum(jnp.sin(run(impl, *qkv, segments)))
 
-    want = jax.grad(functools.partial(loss, "xla"))(qkv)
     found = jax.grad(functools.partial(loss, impl))(qkv)
+    monkeypatch.setattr(module, "CPU_BLOCKS", 1)
+    want = jax.grad(functools.partial(loss, "xla"))(qkv)
     for a, b in zip(found, want, strict=True):
         assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("impl", ["xla", "chunked"])
+def test_the_last_queries_alone_and_members_of_a_segment(
+    impl: Attention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, k, v, segments = map(jnp.asarray, inputs(3))
+    members = jnp.asarray(np.random.default_rng(3).integers(0, 3, (B, T)), jnp.int32)
+    found = attention(q[:, 7:], k, v, segments, impl, members)
+    monkeypatch.setattr(module, "CPU_BLOCKS", 1)
+    whole = attention(q, k, v, segments, "xla", members)
+    np.testing.assert_allclose(found, whole[:, 7:], atol=2e-6)
+    assert not np.allclose(whole, attention(q, k, v, segments, "xla"))
 
 
 @pytest.mark.parametrize("side", [2, 4])
@@ -96,6 +111,7 @@ def temporaries(impl: Attention, length: int) -> int:
 
 def test_chunked_attention_holds_no_square(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "QUERY_BLOCK", 512)
+    monkeypatch.setattr(module, "CPU_BLOCKS", 1)
     square = 8192 * 8192 * N * 4
     assert temporaries("xla", 8192) > square
     # Four arrays of one block's size, [512, 8192] for each head, and the operands.
