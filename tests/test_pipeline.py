@@ -40,8 +40,16 @@ TINY = PRESETS["tiny"]
 SMALL = replace(
     TINY,
     personas=PersonaConfig(num_personas=24, texts=8, clauses=2, elsewhere=4),
-    pairs=replace(TINY.pairs, num_train=60, num_dev=6, num_test=12, num_seen=6, num_elsewhere=6),
-    sft=replace(TINY.sft, steps=3, batch_size=8, save_every=2),
+    pairs=replace(
+        TINY.pairs,
+        exemplars_shared_by=3,
+        num_train=60,
+        num_dev=6,
+        num_test=12,
+        num_seen=6,
+        num_elsewhere=6,
+    ),
+    sft=replace(TINY.sft, steps=3, batch_size=4, group_size=2, save_every=2),
     rft=replace(
         TINY.rft,
         steps=2,

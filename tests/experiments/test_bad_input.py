@@ -109,6 +109,7 @@ def test_a_file_name_with_brackets(refused: Refused) -> None:
         (["--rft.group-size", "1"], "--rft.group-size 1"),
         (["--loss.clip-low", "1.5"], "--loss.clip-low 1.5"),
         (["--pairs.num-exemplars", "0"], "--pairs.num-exemplars 0"),
+        (["--sft.group-size", "5"], "with --pairs.exemplars-shared-by 1"),
     ],
 )
 def test_a_command_that_is_misspelt(
