@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import log
 
-COMMON = log(5)
-"""Rarity up to which a word tells nothing: that of one in a fifth of all texts."""
+COMMON = log(10)
+"""Rarity up to which a word tells nothing: that of one in a tenth of all texts."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
@@ -24,11 +24,6 @@ class Diction:
         """The smooth inverse document frequency log((1 + n) / (1 + df))."""
         return log((1 + self.num_texts) / (1 + self.counts[_key(word)]))
 
-    @property
-    def rarest(self) -> float:
-        """The rarity of a word that no text has."""
-        return log(1 + self.num_texts)
-
 
 def _key(word: str) -> str:
     return word.lower().replace("’", "'")
@@ -43,10 +38,8 @@ def fit_diction(texts: Iterable[str]) -> Diction:
     return Diction(num_texts, counts)
 
 
-def shared_words(
-    diction: Diction, exemplars: Sequence[str], text: str, most: int
-) -> tuple[list[str], float]:
-    """The `most` rarest words of `text` that an exemplar has too, and the sum of their rarities.
+def shared_words(diction: Diction, exemplars: Sequence[str], text: str, most: int) -> list[str]:
+    """The `most` rarest words of `text` that an exemplar has too.
 
     Each once, as it is first spelt in `text` and in its order there, so that a reader finds them
     going through the text. Case does not count; common words are left out.
@@ -57,4 +50,4 @@ def shared_words(
         if _key(word) in known and diction.rarity(word) > COMMON:
             found.setdefault(_key(word), word)
     telling = sorted(found, key=lambda word: -diction.rarity(word))[:most]
-    return [found[w] for w in found if w in telling], sum(map(diction.rarity, telling), 0.0)
+    return [found[w] for w in found if w in telling]

@@ -72,13 +72,11 @@ def questions(pairs: Sequence[Pair], cfg: PromptConfig) -> list[tuple[Pair, Orde
 _INTRODUCTION = """\
 You judge how well {what} fit{s} one person. Below are examples of that person's own writing, then \
 {shown}. Attend to how the person writes: diction, syntax, rhythm, structure, tone, punctuation. \
-What a text is about does not count.
+What a text is about does not count. {instruction}
 
 {task}{exemplars}
 
-{candidates}
-
-{instruction}"""
+{candidates}"""
 _REASON = """\
 First reason between <think> and </think> about the person's habits and about how far {each} \
 shares them. Then {answer}"""

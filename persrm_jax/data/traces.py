@@ -101,10 +101,10 @@ _ALONE = {
     "compact": "{}: {} {}",
 }
 _WORDS = {
-    "full": "words shared with the person: A {}; B {}; nearer: {}",
-    "compact": "words: {} | {} | {}",
+    "full": "words shared with the person: A {} ({}); B {} ({}); nearer: {}",
+    "compact": "words: {} {} | {} {} | {}",
 }
-_WORDS_ALONE = {"full": "words shared with the person: {}", "compact": "words: {}"}
+_WORDS_ALONE = {"full": "words shared with the person: {} ({})", "compact": "words: {} {}"}
 
 
 def judge_two(
@@ -113,18 +113,19 @@ def judge_two(
     """The teacher's reasoning, a line for the words and one for each fact, and its scores.
 
     A score is 10 times the share of the evidence that is the candidate's. Of facts: the share in
-    which it is nearer to the person; one in which neither is counts half. Of words: their rarities
-    over those of both candidates' words. Where it has both, their mean.
+    which it is nearer to the person; one in which neither is counts half. Of words: its share of
+    all that are quoted. Where it has both, their mean.
     """
     shares, lines = [], []
     if teacher.num_words:
-        (words_a, sum_a), (words_b, sum_b) = (
+        words_a, words_b = (
             shared_words(teacher.diction, exemplars, text, teacher.num_words) for text in (a, b)
         )
-        nearer = "even" if sum_a == sum_b else "A" if sum_a > sum_b else "B"
-        quotes = [", ".join(words) or "none" for words in (words_a, words_b)]
+        num_a, num_b = len(words_a), len(words_b)
+        nearer = "even" if num_a == num_b else "A" if num_a > num_b else "B"
+        quotes = _quote(words_a), num_a, _quote(words_b), num_b
         lines.append(_WORDS[cfg.template].format(*quotes, nearer))
-        shares.append(0.5 if sum_a == sum_b else sum_a / (sum_a + sum_b))
+        shares.append(0.5 if num_a == num_b else num_a / (num_a + num_b))
     if teacher.yardstick.names:
         facts, share = _weigh_facts(teacher.yardstick, exemplars, a, b, _LINES[cfg.template])
         lines += facts
@@ -133,6 +134,10 @@ def judge_two(
     score_b = round(10 - score_a, 1)
     verdict: Verdict = "tie" if score_a == score_b else "A" if score_a > score_b else "B"
     return "\n".join(lines), Judgement(verdict, score_a, score_b)
+
+
+def _quote(words: Sequence[str]) -> str:
+    return ", ".join(words) or "none"
 
 
 def _weigh_facts(
@@ -155,14 +160,14 @@ def judge_one(
 ) -> tuple[str, Judgement]:
     """The teacher's reasoning about one candidate, and its score: 10 times its agreement.
 
-    In a fact 1 where its level is the person's, 0.5 beside it, 0 beyond; in words their rarities
-    over the most that so many could have. Where it has both, the mean.
+    In a fact 1 where its level is the person's, 0.5 beside it, 0 beyond; in words how many are
+    quoted of those that could be. Where it has both, the mean.
     """
     shares, lines = [], []
     if teacher.num_words:
-        words, total = shared_words(teacher.diction, exemplars, text, teacher.num_words)
-        lines.append(_WORDS_ALONE[cfg.template].format(", ".join(words) or "none"))
-        shares.append(total / (teacher.num_words * teacher.diction.rarest))
+        words = shared_words(teacher.diction, exemplars, text, teacher.num_words)
+        lines.append(_WORDS_ALONE[cfg.template].format(_quote(words), len(words)))
+        shares.append(len(words) / teacher.num_words)
     if teacher.yardstick.names:
         yardstick, line = teacher.yardstick, _ALONE[cfg.template]
         person = yardstick.levels(np.mean([measure(text) for text in exemplars], axis=0))

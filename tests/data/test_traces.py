@@ -1,7 +1,6 @@
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
-from math import log
 
 import numpy as np
 import pytest
@@ -34,8 +33,8 @@ TEACHER = Teacher(
         np.array([list(FACTS).index(name) for name in NAMES]),
         np.array([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 10.0]]),
     ),
-    # "so" is common; the others weigh log 10 and log 50, and a new word log 100.
-    Diction(99, Counter({"so": 60, "and": 9, "yes": 1})),
+    # "so" is common; the others weigh log 11 and log 50, and a new word log 100.
+    Diction(99, Counter({"so": 60, "and": 8, "yes": 1})),
     num_words=0,
 )
 QUOTING = replace(TEACHER, yardstick=NO_FACTS, num_words=2)
@@ -82,13 +81,12 @@ def test_words_in_common_by_hand() -> None:
     a, b = "And YES, so on: no way!", "And so what?"
     reasoning, judgement = judge_two(QUOTING, PERSON, a, b, FULL)
     # Of and, yes, on and no the two rarest are on and no.
-    assert reasoning == "words shared with the person: A on, no; B And; nearer: A"
-    share = 2 * log(100) / (2 * log(100) + log(10))
-    assert judgement == Judgement("A", round(10 * share, 1), round(10 - 10 * share, 1))
-    assert judge_two(QUOTING, PERSON, b, a, COMPACT)[0] == "words: And | on, no | B"
+    assert reasoning == "words shared with the person: A on, no (2); B And (1); nearer: A"
+    assert judgement == Judgement("A", 6.7, 3.3)
+    assert judge_two(QUOTING, PERSON, b, a, COMPACT)[0] == "words: And 1 | on, no 2 | B"
     nothing = judge_two(QUOTING, PERSON, "so", "Never heard.", FULL)
     assert nothing == (
-        "words shared with the person: A none; B none; nearer: even",
+        "words shared with the person: A none (0); B none (0); nearer: even",
         Judgement("tie", 5.0, 5.0),
     )
 
@@ -105,9 +103,11 @@ def test_words_and_facts_weigh_alike() -> None:
 
 def test_a_text_alone_is_scored_by_its_words() -> None:
     reasoning, judgement = judge_one(QUOTING, PERSON, "And yes, so on", FULL)
-    assert reasoning == "words shared with the person: yes, on"
-    assert judgement == Judgement(None, round(10 * (log(50) + log(100)) / (2 * log(100)), 1))
-    assert judge_one(QUOTING, PERSON, "so what", COMPACT) == ("words: none", Judgement(None, 0.0))
+    assert reasoning == "words shared with the person: yes, on (2)"
+    assert judgement == Judgement(None, 10.0)
+    assert judge_one(QUOTING, PERSON, "so, and", FULL)[1] == Judgement(None, 5.0)
+    nothing = judge_one(QUOTING, PERSON, "so what", COMPACT)
+    assert nothing == ("words: none 0", Judgement(None, 0.0))
 
 
 @pytest.mark.parametrize("cfg", [COMPACT, FULL], ids=["compact", "full"])
