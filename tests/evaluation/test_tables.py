@@ -76,15 +76,20 @@ def test_only_judges_asked_with_several_numbers_are_in_the_table_of_exemplars() 
 
 def test_kinds_are_told_apart() -> None:
     grid = by_kind(JUDGED)
-    assert grid is not None and grid.header[1:] == ("other_author", "other_author_same_topic")
+    names = ("other_author", "other_author_same_topic")
+    assert grid is not None
+    assert grid.header[1:] == tuple(f"{n}{c}" for n in names for c in ("", ", wrong author"))
     expected = {}
     for judge, right in (("longer", 2), ("sft", 4), ("rft", 6)):
-        kinds = {kind: [p for p in PAIRS if p.negative_type == kind] for kind in grid.header[1:]}
+        kinds = {kind: [p for p in PAIRS if p.negative_type == kind] for kind in names}
         good = {p.pair_id for p in PAIRS[:right]}
         expected[judge] = [
             f"{sum(p.pair_id in good for p in some) / len(some):.3f}" for some in kinds.values()
         ]
-    assert {row[0]: row[1:] for row in first_words(grid)} == expected
+    rows = {row[0]: row[1:] for row in first_words(grid)}
+    assert {judge: row[::2] for judge, row in rows.items()} == expected
+    controls = {judge: row[1::2] for judge, row in rows.items()}
+    assert controls == {"longer": ["-", "-"], "sft": ["-", "-"], "rft": ["0.500", "0.500"]}
     one = [pair for pair in PAIRS if pair.negative_type == "other_author"]
     assert by_kind(Judged(one, {("sft", "1"): predictions(one, "sft", "1", 1)}, {})) is None
 

@@ -109,13 +109,19 @@ def test_a_file_name_with_brackets(refused: Refused) -> None:
         (["--rft.group-size", "1"], "--rft.group-size 1"),
         (["--loss.clip-low", "1.5"], "--loss.clip-low 1.5"),
         (["--pairs.num-exemplars", "0"], "--pairs.num-exemplars 0"),
-        (["--sft.group-size", "5"], "with --pairs.exemplars-shared-by 1"),
     ],
 )
 def test_a_command_that_is_misspelt(
     refused: Refused, module: ModuleType, args: list[str], words: str
 ) -> None:
     assert words in refused(module, *args, "--out", "run")
+
+
+@pytest.mark.parametrize("module", TRAINING[1:], ids=IDS[1:])
+def test_groups_of_traces_that_share_nothing(refused: Refused, module: ModuleType) -> None:
+    words = refused(module, "--sft.group-size", "5", "--out", "run")
+    assert "--sft.group-size 5: at most 1 traces" in words
+    assert "with --pairs.exemplars-shared-by 1" in words
 
 
 @pytest.mark.parametrize(
