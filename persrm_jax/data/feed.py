@@ -123,7 +123,7 @@ class _Groups:
         several = [s for s, m in zip(starts, self._members, strict=True) if len(m) > 1]
         self._starts = [min(start, max(several, default=start)) for start in starts]
         self._start_length = bucketed(max(1, *self._starts))
-        self._own_length = bucketed(max(max(map(self._own, range(len(self._members))))))
+        self._own_length = bucketed(max(max(self._own(n)) for n in range(len(self._members))))
         self.row_length = self._start_length + size * self._own_length
 
     def _start(self, group: int) -> int:

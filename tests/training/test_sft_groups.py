@@ -30,7 +30,8 @@ def _traces(rng: np.random.Generator, counts: list[int]) -> tuple[list[Row], lis
     for person, count in enumerate(counts):
         start = rng.integers(3, 64, 4 + 5 * person).tolist()
         for i in range(count):
-            own = rng.integers(3, 64, 1 + rng.integers(9)).tolist()
+            # Some are longer than a bucket of lengths.
+            own = rng.integers(3, 64, 1 + rng.integers(9) ** 2).tolist()
             # The first token tells a person's prompts apart: what they share is `start`.
             rows.append(([*start, 3 + i, *own], rng.integers(3, 64, 1 + rng.integers(5)).tolist()))
             alike.append(person)
