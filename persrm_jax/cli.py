@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import dis
 import io
 import re
 import signal
@@ -126,11 +127,14 @@ def _nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
 
 
 def run_main(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command: bad input ends with one sentence and exit code 2, Ctrl-C with 130."""
+    """Runs a command: bad input ends with one sentence and exit code 2, Ctrl-C with 130. A
+    ValueError that nobody raised on purpose is a fault, and shows where it is."""
     console = Console(stderr=True)
     try:
         main(sys.argv[1:])
     except ValueError as error:
+        if not _is_said(error):
+            raise
         sentence = Text.assemble(("error:", "bold red"), f" {error}")
         console.print(sentence, soft_wrap=True)
         sys.exit(BAD_INPUT)
@@ -139,3 +143,12 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         console.print("[bold]interrupted:[/] the same command goes on from here")
         sys.exit(INTERRUPTED)
+
+
+def _is_said(error: ValueError) -> bool:
+    """Whether a `raise` raised it, and not an operation, as of arrays that do not fit."""
+    frame = error.__traceback__
+    assert frame is not None
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    return dis.opname[frame.tb_frame.f_code.co_code[frame.tb_lasti]] == "RAISE_VARARGS"

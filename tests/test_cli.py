@@ -1,9 +1,10 @@
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
+import numpy as np
 import pytest
 
 from experiments.presets import DEFAULT, PRESETS, RunConfig, Variant, parse_run
@@ -163,6 +164,21 @@ def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "argv", ["prog"])
     with pytest.raises(AssertionError, match="ours"):
         cli.run_main(main)
+
+
+def _do_not_fit() -> None:
+    np.zeros(3)[:] = np.zeros(4)
+
+
+@pytest.mark.parametrize(
+    "fault", [_do_not_fit, lambda: list(zip([1], [], strict=True)), lambda: int("many")]
+)
+def test_a_value_error_that_nobody_raised_keeps_its_traceback(
+    fault: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["prog"])
+    with pytest.raises(ValueError):
+        cli.run_main(lambda args: fault())
 
 
 def test_exit_codes_of_a_process() -> None:
