@@ -146,7 +146,8 @@ def score_candidates(
         for prompt, members in groups.items()
     ]
     found: dict[int, Score] = {}
-    for members, scores in zip(groups.values(), judge.score_many(requests), strict=True):
+    asked = judge.fitted(requests).score_many(requests)
+    for members, scores in zip(groups.values(), asked, strict=True):
         found |= zip(members, scores, strict=True)
     return [found[i] for i in range(len(candidates))]
 

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import read_run
 from jax.experimental.compilation_cache import compilation_cache
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import experiments.evaluate
 import experiments.judges
@@ -34,7 +34,7 @@ from persrm_jax.models.load import load_model
 from persrm_jax.sampling import SamplingConfig
 from persrm_jax.sharding import MeshShape, make_mesh
 from persrm_jax.training.step import TrainState
-from persrm_jax.types import Document, Prediction, Trace, right_verdict
+from persrm_jax.types import Document, Trace, right_verdict
 
 TINY = PRESETS["tiny"]
 SMALL = replace(
@@ -65,8 +65,6 @@ SMALL = replace(
     rejection_sft=True,
 )
 STAGES = ["data", "sft", "rft", "sft_continued", "sft_rejection", "evaluation"]
-REPORT = ("report", "accuracy", "curves")
-"""Files that are made anew each time, by their stems."""
 ROLLOUTS: list[np.ndarray] = []
 """Completions of every rollout, newest last."""
 
@@ -112,54 +110,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, list[
     return cfg, ROLLOUTS[begin:]
 
 
-def _files(folder: Path, stage: str = "") -> dict[str, tuple[int, bytes]]:
-    """Time and content of what is in a folder (but for the report, which is drawn anew)."""
-    return {
-        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes())
-        for p in (folder / stage).rglob("*")
-        if p.is_file() and p.stem not in REPORT and p.suffix != ".figures"
-    }
-
-
-def _stages(folder: Path) -> list[str]:
-    path = folder / "stages.json"
-    return list(json.loads(path.read_text())) if path.is_file() else []
-
-
-def _rows(folder: Path, stage: str) -> list[dict[str, float]]:
-    """A stage's metrics without its times."""
-    rows = read_metrics(folder / stage / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
-
-
-def _events(stage: Path) -> EventAccumulator:
-    """What TensorBoard reads, all of it."""
-    sizes = dict.fromkeys(("scalars", "tensors", "histograms", "images"), 0)
-    events = EventAccumulator(str(stage / "tensorboard"), size_guidance=sizes)
-    events.Reload()
-    return events
-
-
-def _spread(folder: Path, stage: str) -> list[tuple[str, int, object]]:
-    """A stage's histograms."""
-    events = _events(folder / stage)
-    return [
-        (tag, e.step, e.histogram_value)
-        for tag in events.Tags()["histograms"]
-        for e in events.Histograms(tag)
-    ]
-
-
-def _predictions(folder: Path) -> dict[str, list[Prediction]]:
-    return {
-        path.name: read_records(path, Prediction)
-        for path in sorted((folder / "evaluation" / "test").glob("*.*.jsonl"))
-    }
-
-
 def test_every_stage_is_done_and_reported(finished: tuple) -> None:
     out = finished[0].out
-    assert _stages(out) == STAGES
+    assert read_run.stages_done(out) == STAGES
     report = (out / "report.md").read_text()
     for judge in ("chance", "char_ngrams", "base", "sft", "sft_continued", "rft"):
         assert f"| {judge}" in report or judge in report, judge
@@ -167,13 +120,13 @@ def test_every_stage_is_done_and_reported(finished: tuple) -> None:
         assert (out / figure).read_bytes().startswith(b"\x89PNG")
         assert figure in report
         assert f'alt="{Path(figure).stem}"' in (out / "report.html").read_text()
-    assert [row["step"] for row in _rows(out, "sft")] == [0, 1, 2]
-    assert [row["step"] for row in _rows(out, "rft")] == [0, 1]
-    assert {row["reward/varied_groups"] for row in _rows(out, "rft")} != {0.0}
+    assert [row["step"] for row in read_run.metric_rows(out, "sft")] == [0, 1, 2]
+    assert [row["step"] for row in read_run.metric_rows(out, "rft")] == [0, 1]
+    assert {row["reward/varied_groups"] for row in read_run.metric_rows(out, "rft")} != {0.0}
 
 
 def test_every_model_is_asked_about_every_pair_in_both_orders(finished: tuple) -> None:
-    found = _predictions(finished[0].out)
+    found = read_run.predictions(finished[0].out)
     judges = {name.split(".")[0] for name in found}
     assert judges >= {"base", "sft", "sft_continued", "rft", "length", "char_ngrams"}
     for name, predictions in found.items():
@@ -206,7 +159,7 @@ def test_the_models_that_were_trained_differ(finished: tuple) -> None:
 
 
 def test_tensorboard_reads_what_rft_logged(finished: tuple) -> None:
-    events = _events(finished[0].out / "rft")
+    events = read_run.events(finished[0].out / "rft")
     wanted = {
         "reward/mean",
         "reward/accuracy",
@@ -228,14 +181,14 @@ def test_tensorboard_reads_what_rft_logged(finished: tuple) -> None:
     texts = events.Tensors("rollout/sample/text_summary")
     assert texts and b"#### Completions" in texts[0].tensor_proto.string_val[0]
     assert set(events.Tags()["histograms"]) == {"reward/each", "advantage/each", "length/each"}
-    (figure,) = _events(finished[0].out / "evaluation").Images("eval/accuracy")
+    (figure,) = read_run.events(finished[0].out / "evaluation").Images("eval/accuracy")
     assert figure.encoded_image_string == (finished[0].out / "accuracy.png").read_bytes()
 
 
 def test_running_again_does_nothing(finished: tuple) -> None:
-    before = _files(finished[0].out)
+    before = read_run.files(finished[0].out)
     experiments.rft.run_all(finished[0])
-    assert _files(finished[0].out) == before
+    assert read_run.files(finished[0].out) == before
 
 
 def _stop_at(make_step: Callable, at: int, seen: list[int]) -> Callable:
@@ -268,9 +221,9 @@ def test_a_run_that_is_interrupted_everywhere_ends_the_same(
             with pytest.raises(KeyboardInterrupt):
                 experiments.rft.run_all(cfg)
         finished_stages = STAGES[: STAGES.index(stage)]
-        assert _stages(cfg.out) == finished_stages
+        assert read_run.stages_done(cfg.out) == finished_stages
         for earlier in finished_stages:
-            now = _files(cfg.out, earlier)
+            now = read_run.files(cfg.out, earlier)
             assert done.setdefault(earlier, now) == now, f"{earlier} was touched during {stage}"
 
     def stopped(*args: object, **kwargs: object) -> None:
@@ -308,15 +261,15 @@ def test_a_run_that_is_interrupted_everywhere_ends_the_same(
 
     experiments.rft.run_all(cfg)
 
-    assert _stages(cfg.out) == STAGES and (cfg.out / "report.md").is_file()
+    assert read_run.stages_done(cfg.out) == STAGES and (cfg.out / "report.md").is_file()
     assert steps["sft"] == [0, 1, 2] and steps["rft"] == [0, 1], "no step was done twice"
     assert steps["sft_continued"] == [0, 1]
     assert judged.stat().st_mtime_ns == written
     assert {p.name: p.stat().st_mtime_ns for p in cfg.out.glob("*.jsonl")} == data
     for stage in ("sft", "rft", "sft_continued"):
-        assert _rows(cfg.out, stage) == _rows(finished[0].out, stage)
-        assert _spread(cfg.out, stage) == _spread(finished[0].out, stage)
-    assert _predictions(cfg.out) == _predictions(finished[0].out)
+        assert read_run.metric_rows(cfg.out, stage) == read_run.metric_rows(finished[0].out, stage)
+        assert read_run.histograms(cfg.out, stage) == read_run.histograms(finished[0].out, stage)
+    assert read_run.predictions(cfg.out) == read_run.predictions(finished[0].out)
 
 
 def _texts(path: Path, num_people: int = 6) -> Path:
@@ -327,7 +280,7 @@ def _texts(path: Path, num_people: int = 6) -> Path:
 
 
 def test_a_run_scores_any_documents_file(finished: tuple, tmp_path: Path) -> None:
-    before = _files(finished[0].out)
+    before = read_run.files(finished[0].out)
     data = _texts(tmp_path / "letters.jsonl")
     args = ["--run", str(finished[0].out), "--data", str(data), "--max-pairs", "2"]
     out = ["--json", str(tmp_path / "OUT.json"), "--out", str(tmp_path / "scored")]
@@ -340,7 +293,7 @@ def test_a_run_scores_any_documents_file(finished: tuple, tmp_path: Path) -> Non
             assert accuracy["num_pairs"] == 2 and 0 <= accuracy["mean"] <= 1
             assert accuracy["low"] <= accuracy["mean"] <= accuracy["high"]
     assert result["data"] == str(data)
-    assert _files(finished[0].out) == before, "the run itself is only read"
+    assert read_run.files(finished[0].out) == before, "the run itself is only read"
 
 
 def test_another_runs_judges_stand_beside(finished: tuple, tmp_path: Path) -> None:
@@ -367,7 +320,9 @@ def test_scoring_fewer_pairs_does_not_spoil_the_runs_own_result(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished[0].out, run)
-    before = {name: content for name, (_, content) in _files(run, "evaluation/test").items()}
+    before = {
+        name: content for name, (_, content) in read_run.files(run, "evaluation/test").items()
+    }
     args = ["--run", str(run), "--max-pairs", "3", "--json", str(tmp_path / "OUT.json")]
     args += ["--samples", "0", "--exemplars", "1"]
     try:
@@ -377,7 +332,7 @@ def test_scoring_fewer_pairs_does_not_spoil_the_runs_own_result(
     else:
         rows = json.loads((tmp_path / "OUT.json").read_text())["rows"]
         assert {row["accuracy"]["num_pairs"] for row in rows} == {3}
-    after = {name: content for name, (_, content) in _files(run, "evaluation/test").items()}
+    after = {name: content for name, (_, content) in read_run.files(run, "evaluation/test").items()}
     assert after == before
 
 
@@ -391,10 +346,10 @@ def test_other_texts_under_the_same_name_are_not_scored_by_old_predictions(
     texts = [d["text"] for d in map(json.loads, data.read_text().splitlines())]
     rows = [{"author": f"other-{i // 6}", "text": t} for i, t in enumerate(reversed(texts))]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    before = _files(tmp_path / "scored")
+    before = read_run.files(tmp_path / "scored")
     with pytest.raises(ValueError):
         experiments.evaluate.main([*scored, "--data", str(data)])
-    assert _files(tmp_path / "scored") == before
+    assert read_run.files(tmp_path / "scored") == before
 
 
 def test_init_starts_at_rft(finished: tuple, tmp_path: Path) -> None:
@@ -402,10 +357,10 @@ def test_init_starts_at_rft(finished: tuple, tmp_path: Path) -> None:
     cfg = replace(cfg, rejection_sft=False)
     begin = len(ROLLOUTS)
     experiments.rft.run_all(cfg)
-    assert _stages(cfg.out) == ["data", "rft", "evaluation"]
+    assert read_run.stages_done(cfg.out) == ["data", "rft", "evaluation"]
     assert not (cfg.out / "sft").exists()
     # The same start, the same seed: the same run.
-    assert _rows(cfg.out, "rft") == _rows(finished[0].out, "rft")
+    assert read_run.metric_rows(cfg.out, "rft") == read_run.metric_rows(finished[0].out, "rft")
     for ours, theirs in zip(ROLLOUTS[begin:], finished[1], strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert read_records(cfg.out / "documents.jsonl", Document)

@@ -7,7 +7,7 @@ scores = judge.score(exemplars=["...", "..."], candidates=["...", "...", "..."])
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -147,6 +147,16 @@ class Judge:
         with jax.set_mesh(mesh):
             model = load_pretrained(source, mesh, cfg.compute.param_dtype)
         return cls(model, cfg, mesh)
+
+    def fitted(self, requests: Sequence[Request]) -> "Judge":
+        """This judge for these requests alone: its batches have no more rows than they fill. (A
+        judge that is asked again and again keeps one size, and compiles it once.)"""
+        rows = sum(self.num_questions(len(request.candidates), request.n) for request in requests)
+        devices = self.mesh.shape["data"]
+        rows = max(-(-rows // devices), 1) * devices
+        if rows >= self.cfg.batch_size:
+            return self
+        return Judge(self.model, replace(self.cfg, batch_size=rows), self.mesh)
 
     def score(
         self,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_corpus import CFG, WORDS, random_corpus
 
 import persrm_jax.data.pairs
 from persrm_jax.data.corpus import Corpus
@@ -16,27 +17,8 @@ from persrm_jax.data.pairs import (
     make_test_pairs,
     with_wrong_author,
 )
-from persrm_jax.data.splits import PairConfig, split_authors, split_sets
+from persrm_jax.data.splits import PairConfig, split_sets
 from persrm_jax.types import Document, NegativeType, Pair
-
-WORDS = [a + b + c for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
-CFG = PairConfig(num_exemplars=2, num_train=31, num_dev=10, num_test=20, num_seen=11, topic_pool=5)
-
-
-def _corpus(seed: int, num_authors: int = 9, texts: int = 8, length: int = 30) -> list[Document]:
-    rng = np.random.default_rng(seed)
-    return [
-        Document(
-            author=f"author-{a}",
-            doc_id=f"{a}/{i}",
-            domain=f"domain-{a % 2}",
-            split="train" if i % 2 else "test",
-            text=" ".join(rng.choice(WORDS, length)),
-            prompt=f"prompt {a}/{i}",
-        )
-        for a in range(num_authors)
-        for i in range(texts)
-    ]
 
 
 def _is_copy(first: str, second: str) -> bool:
@@ -80,10 +62,10 @@ def _authors(pairs: Sequence[Pair]) -> dict[str, set[str]]:
     texts=st.integers(6, 10),
     kind=st.sampled_from(["other_author", "other_author_same_topic"]),
 )
-def test_properties_of_any_corpus(
+def test_properties_of_anyrandom_corpus(
     seed: int, num_authors: int, k: int, texts: int, kind: str
 ) -> None:
-    documents = _corpus(seed, num_authors, texts)
+    documents = random_corpus(seed, num_authors, texts)
     cfg = replace(CFG, num_exemplars=k, negatives=(kind,))
     sets = make_pairs(documents, cfg, seed)
 
@@ -120,7 +102,7 @@ def test_properties_of_any_corpus(
 
 
 def test_sides_do_not_follow_the_position() -> None:
-    pairs = make_pairs(_corpus(0), replace(CFG, num_train=200), 0).main
+    pairs = make_pairs(random_corpus(0), replace(CFG, num_train=200), 0).main
     orders = [p.order for p in pairs if p.author_split == "train"]
     alternating = sum(a != b for a, b in zip(orders, orders[1:], strict=False))
     assert 60 < alternating < 140
@@ -128,7 +110,7 @@ def test_sides_do_not_follow_the_position() -> None:
 
 def test_kinds_come_in_equal_parts() -> None:
     cfg = replace(CFG, negatives=("other_author", "other_author_same_topic"))
-    kinds = Counter(p.negative_type for p in make_pairs(_corpus(0), cfg, 0).main)
+    kinds = Counter(p.negative_type for p in make_pairs(random_corpus(0), cfg, 0).main)
     assert abs(kinds["other_author"] - kinds["other_author_same_topic"]) <= 3
 
 
@@ -142,7 +124,7 @@ def _plant(documents: list[Document], source: Document, author: str) -> list[Doc
 
 @pytest.mark.parametrize("shared_by", [1, 30])
 def test_near_copies_of_a_candidate_are_no_exemplars(shared_by: int) -> None:
-    documents = _corpus(1, num_authors=6, texts=12)
+    documents = random_corpus(1, num_authors=6, texts=12)
     for author in sorted({d.author for d in documents}):
         source = next(d for d in documents if d.author == author and d.split == "test")
         documents = _plant(documents, source, author)
@@ -161,7 +143,7 @@ def test_near_copies_of_a_candidate_are_no_exemplars(shared_by: int) -> None:
 
 def test_pairs_of_an_author_share_exemplars_in_a_row() -> None:
     cfg = replace(CFG, exemplars_shared_by=3, num_train=40)
-    pairs = [p for p in make_pairs(_corpus(1), cfg, seed=4).main if p.author_split == "train"]
+    pairs = [p for p in make_pairs(random_corpus(1), cfg, seed=4).main if p.author_split == "train"]
     shown: dict[str, list[tuple[str, ...]]] = defaultdict(list)
     for pair in pairs:
         shown[pair.author].append(pair.exemplar_ids)
@@ -171,12 +153,12 @@ def test_pairs_of_an_author_share_exemplars_in_a_row() -> None:
         for start in range(0, len(sets), 3):
             assert len(set(sets[start : start + 3])) == 1
         assert len(set(sets)) > 1
-    other_seed = make_pairs(_corpus(1), cfg, seed=5).main
+    other_seed = make_pairs(random_corpus(1), cfg, seed=5).main
     assert {p.exemplar_ids for p in pairs} != {p.exemplar_ids for p in other_seed}
 
 
 def test_near_copies_of_the_rejected_text_are_no_exemplars() -> None:
-    documents = _corpus(2, num_authors=2, texts=12)
+    documents = random_corpus(2, num_authors=2, texts=12)
     source = next(d for d in documents if d.author == "author-1" and d.split == "test")
     # Two people, and the second has one candidate: it is the first's rejected text always.
     documents = [
@@ -193,7 +175,7 @@ def test_near_copies_of_the_rejected_text_are_no_exemplars() -> None:
 
 
 def test_a_rejected_text_is_no_near_copy_of_the_chosen_one() -> None:
-    documents = _corpus(3, num_authors=6)
+    documents = random_corpus(3, num_authors=6)
     source = next(d for d in documents if d.author == "author-0" and d.split == "test")
     documents = [
         replace(d, text=source.text + " and more")
@@ -240,7 +222,7 @@ def test_same_topic_takes_the_nearest_in_content_words() -> None:
 
 
 def test_a_test_set_pairs_all_authors_alike() -> None:
-    documents = _corpus(4, num_authors=5)
+    documents = random_corpus(4, num_authors=5)
     pairs = make_test_pairs(documents, CFG, 0)
     assert len(pairs) == 20 and {p.author_split for p in pairs} == {"test"}
     assert Counter(p.author for p in pairs) == {f"author-{a}": 4 for a in range(5)}
@@ -251,7 +233,7 @@ def test_a_test_set_pairs_all_authors_alike() -> None:
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 1000))
 def test_the_wrong_author_is_neither_of_the_two(seed: int) -> None:
-    documents = _corpus(seed)
+    documents = random_corpus(seed)
     author_of = {d.doc_id: d.author for d in documents}
     domain_of = {d.author: d.domain for d in documents}
     pairs = make_test_pairs(documents, CFG, seed)
@@ -268,7 +250,7 @@ def test_the_wrong_author_is_neither_of_the_two(seed: int) -> None:
 def test_the_wrong_author_comes_from_elsewhere_where_the_domain_has_no_third() -> None:
     documents = [
         replace(d, domain="rare" if d.author in ("author-0", "author-1") else "common")
-        for d in _corpus(5)
+        for d in random_corpus(5)
     ]
     pairs = make_test_pairs(documents, replace(CFG, num_test=80, topic_pool=1), 0)
     rare = [
@@ -283,43 +265,8 @@ def test_the_wrong_author_comes_from_elsewhere_where_the_domain_has_no_third() -
         with_wrong_author(two, 0)
 
 
-def test_splits_by_hand() -> None:
-    people = [f"p{i}" for i in range(20)]
-    cfg = PairConfig(dev_share=0.15, test_share=0.3)
-    splits = split_authors(people, cfg, 0)
-    assert Counter(splits.values()) == {"train": 11, "dev": 3, "test": 6}
-    assert splits.keys() == set(people)
-    assert split_authors(people[::-1] * 2, cfg, 0) == splits
-    assert split_authors(people, cfg, 1) != splits
-    assert Counter(split_authors(people[:6], cfg, 0).values()) == {
-        "train": 2,
-        "dev": 2,
-        "test": 2,
-    }
-
-
-@pytest.mark.parametrize("num_authors", [1, 2, 5])
-def test_too_few_authors_are_refused(num_authors: int) -> None:
-    with pytest.raises(ValueError, match=f"{num_authors} author.*at least 6 are needed"):
-        make_pairs(_corpus(0, num_authors), CFG, 0)
-
-
-def test_shares_that_leave_nobody_to_train_on_are_refused() -> None:
-    with pytest.raises(ValueError, match="--pairs.dev-share 0.5"):
-        make_pairs(_corpus(0), replace(CFG, dev_share=0.5, test_share=0.5), 0)
-
-
-def test_authors_with_too_few_exemplars_are_left_out() -> None:
-    documents = [d for d in _corpus(0) if d.doc_id not in ("3/1", "3/3", "3/5")]
-    assert "author-3" not in {p.author for p in make_pairs(documents, CFG, 0).main}
-    one = replace(CFG, num_exemplars=1)
-    assert "author-3" in {p.author for p in make_pairs(documents, one, 0).main}
-    with pytest.raises(ValueError, match="0 authors cannot .*--pairs.num-exemplars 9"):
-        make_pairs(documents, replace(CFG, num_exemplars=9), 0)
-
-
 def test_texts_whose_exemplars_are_all_copies_are_left_out() -> None:
-    documents = _corpus(0, num_authors=6)
+    documents = random_corpus(0, num_authors=6)
     source = next(d for d in documents if d.doc_id == "2/0")
     documents = [
         replace(d, text=source.text) if d.author == "author-2" and d.split == "train" else d
@@ -332,7 +279,7 @@ def test_texts_whose_exemplars_are_all_copies_are_left_out() -> None:
 
 
 def test_a_prompt_is_shown_if_both_texts_answer_it() -> None:
-    documents = [replace(d, prompt="Who are you?") for d in _corpus(0)]
+    documents = [replace(d, prompt="Who are you?") for d in random_corpus(0)]
     assert {p.prompt for p in make_pairs(documents, CFG, 0).main} == {"Who are you?"}
 
 
@@ -341,7 +288,7 @@ def test_blocks_are_made_in_any_order() -> None:
     cfg = replace(
         CFG, num_train=1300, negatives=("other_author", "other_author_same_topic", "minor")
     )
-    corpus = Corpus.of(_corpus(0))
+    corpus = Corpus.of(random_corpus(0))
     makers = [PairMaker(corpus, split_sets(corpus, cfg, 3), cfg, 3) for _ in range(2)]
     blocks = makers[0].blocks("train", "dev", "seen")
     assert [(b.name, b.start, b.count) for b in blocks] == [
@@ -361,7 +308,7 @@ def test_blocks_are_made_in_any_order() -> None:
 
 
 def test_a_written_text_is_left_to_its_writer() -> None:
-    pairs = make_pairs(_corpus(0), replace(CFG, negatives=("minor",)), 0).main
+    pairs = make_pairs(random_corpus(0), replace(CFG, negatives=("minor",)), 0).main
     assert {(p.rejected, p.rejected_author, p.writer) for p in pairs} == {("", "", "")}
     for pair in pairs:
         assert pair.prompt == "prompt " + pair.chosen_id
@@ -372,7 +319,7 @@ def test_passages_of_a_text_stay_on_one_side_of_what_is_unseen() -> None:
     """One may be in another's prompt."""
     documents = [
         replace(d, doc_id=f"{d.doc_id}-{part}{n}")
-        for d in _corpus(0, texts=2)
+        for d in random_corpus(0, texts=2)
         for part in range(5)  # 15 passages, so that half of them is no whole number of texts
         for n in ("", "#2", "#3")
     ]
@@ -387,14 +334,14 @@ def test_passages_of_a_text_stay_on_one_side_of_what_is_unseen() -> None:
 @pytest.mark.parametrize("kind", ["other_author", "other_author_same_topic"])
 def test_other_texts_are_paired_without_a_writer(kind: NegativeType) -> None:
     kinds = ("minor", kind) if kind == "other_author" else ("minor", "mimic")
-    pairs = make_test_pairs(_corpus(0), replace(CFG, negatives=kinds), 0)
+    pairs = make_test_pairs(random_corpus(0), replace(CFG, negatives=kinds), 0)
     assert {p.negative_type for p in pairs} == {kind} and all(p.rejected for p in pairs)
 
 
 def test_a_large_set_looks_for_topics_in_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(persrm_jax.data.pairs, "_WHOLE", 11)
     monkeypatch.setattr(persrm_jax.data.pairs, "_POOL", 12)
-    documents, cfg = _corpus(0), replace(CFG, num_train=200, topic_pool=20)
+    documents, cfg = random_corpus(0), replace(CFG, num_train=200, topic_pool=20)
     sets = make_pairs(documents, cfg, 0)
     for pair in sets.main:
         _check(documents, pair, 2)
@@ -403,22 +350,10 @@ def test_a_large_set_looks_for_topics_in_a_part_of_it(monkeypatch: pytest.Monkey
     assert make_pairs(documents, cfg, 0) == sets
 
 
-@pytest.mark.parametrize(
-    ("fields", "flag"),
-    [
-        ({"num_exemplars": 0}, "--pairs.num-exemplars 0"),
-        ({"negatives": ()}, "--pairs.negatives"),
-    ],
-)
-def test_a_bad_config_names_its_flag(fields: dict[str, object], flag: str) -> None:
-    with pytest.raises(ValueError, match=flag):
-        PairConfig(**fields)
-
-
 def test_kinds_of_pairs_that_are_not_trained_on_may_differ() -> None:
     kinds: tuple[NegativeType, ...] = ("other_author", "other_author_same_topic")
     cfg = replace(CFG, negatives=("other_author",), test_negatives=kinds)
-    made = make_pairs(_corpus(0), cfg, 0)
+    made = make_pairs(random_corpus(0), cfg, 0)
     found: dict[str, set[str]] = defaultdict(set)
     for pair in made.main:
         found[pair.author_split].add(pair.negative_type)
@@ -426,27 +361,22 @@ def test_kinds_of_pairs_that_are_not_trained_on_may_differ() -> None:
     assert {pair.negative_type for pair in made.seen} == {*kinds}
     assert [p for p in made.main if p.author_split == "train"] == [
         p
-        for p in make_pairs(_corpus(0), replace(CFG, negatives=("other_author",)), 0).main
+        for p in make_pairs(random_corpus(0), replace(CFG, negatives=("other_author",)), 0).main
         if p.author_split == "train"
     ]
 
 
 def test_pairs_of_unseen_domains_are_by_people_who_are_not_trained_on() -> None:
     known = {"author-0", "author-3", "author-5"}
-    made = make_elsewhere_pairs(Corpus.of(_corpus(1)), replace(CFG, num_elsewhere=24), known, 0)
+    made = make_elsewhere_pairs(
+        Corpus.of(random_corpus(1)), replace(CFG, num_elsewhere=24), known, 0
+    )
     assert len(made) == 24
     people = {pair.author for pair in made}
     assert people == {f"author-{a}" for a in range(9)} - known
     for pair in made:
-        _check(_corpus(1), pair, CFG.num_exemplars)
+        _check(random_corpus(1), pair, CFG.num_exemplars)
         assert pair.rejected_author in people and pair.author_split == "test"
     everyone = {f"author-{a}" for a in range(8)}
     with pytest.raises(ValueError, match="1 of 9 authors have enough texts there"):
-        make_elsewhere_pairs(Corpus.of(_corpus(1)), CFG, everyone, 0)
-
-
-def test_fewer_pairs_in_all_means_fewer_of_unseen_domains() -> None:
-    cfg = replace(CFG, num_elsewhere=36)
-    assert cfg.elsewhere_count == 36
-    assert replace(cfg, max_pairs=24).elsewhere_count == 12  # of 31 + 10 + 20 + 11
-    assert replace(cfg, max_pairs=1000).elsewhere_count == 36
+        make_elsewhere_pairs(Corpus.of(random_corpus(1)), CFG, everyone, 0)

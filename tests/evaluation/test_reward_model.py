@@ -86,6 +86,20 @@ def test_exemplars_that_are_read_once_change_nothing(judge: Judge, mesh: Mesh) -
     assert [s.score for s in greedy] == [planted_score(EXEMPLARS, text) for text in texts]
 
 
+def test_requests_that_are_all_there_are_fill_their_batches(judge: Judge, mesh: Mesh) -> None:
+    few = [Request(tuple(EXEMPLARS), tuple(CANDIDATES[:3])), Request((), ("abc x",), n=2)]
+    fitted = judge.fitted(few)
+    assert fitted.cfg.batch_size == 5 < judge.cfg.batch_size
+    assert fitted.score_many(few) == judge.score_many(few)
+    assert {q.shared > 0 for q in fitted.fitted(few[:1]).questions(few[0])} == {True}
+    many = Request(tuple(EXEMPLARS), tuple(CANDIDATES), n=2)
+    assert judge.fitted([many]) is judge
+    assert pairwise(make_mesh(MeshShape(4, 1))).fitted(few[:1]).cfg.batch_size == 8
+    with pytest.raises(ValueError, match="one candidate"):
+        alone = [Request((), ("abc",))]
+        pairwise(mesh).fitted(alone).score_many(alone)
+
+
 def test_a_score_does_not_depend_on_what_else_is_asked(judge: Judge) -> None:
     requests = [
         Request(tuple(EXEMPLARS), tuple(CANDIDATES[: 1 + i % 5]), "", 1 + i % 3) for i in range(9)
