@@ -55,10 +55,7 @@ def attention(
     Raises:
         ValueError: `impl` cannot run here.
     """
-    if impl == "auto":
-        has_members = member_ids is not None
-        impl = choose(platform(), k.shape[1], q.shape[3], str(q.dtype), has_members=has_members)
-    match impl:
+    match resolve(impl, k.shape[1], q, has_members=member_ids is not None):
         case "chunked":
             return _chunked(q, k, v, segment_ids, member_ids)
         case "cudnn":
@@ -94,6 +91,13 @@ def _causal_blocks(
         queries = q[:, begin:stop]
         found.append(jax.nn.dot_product_attention(queries, k[:, :end], v[:, :end], mask=mask))
     return jnp.concatenate(found, axis=1)
+
+
+def resolve(impl: Attention, length: int, q: jax.Array, *, has_members: bool = False) -> Attention:
+    """`impl`, or where that is `auto` what suits the platform, keys of this length, and queries."""
+    if impl != "auto":
+        return impl
+    return choose(platform(), length, q.shape[-1], str(q.dtype), has_members=has_members)
 
 
 def choose(

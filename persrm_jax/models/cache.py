@@ -70,34 +70,42 @@ def update_layer(
     return layer._replace(keys=write(layer.keys, key), values=write(layer.values, value))
 
 
-def cached_attention(
-    q: Float[Array, "B 1 N H"],
+def group_attention(
+    q: Float[Array, "B t N H"],
     layer: LayerCache,
     prompt_mask: Bool[Array, "P S"],
-    own_mask: Bool[Array, "B T"],
-) -> Float[Array, "B 1 N H"]:
-    """One query token a row against its prompt and its own tokens, in one softmax in float32. The
-    queries of a group are multiplied with their prompt together, which reads it
-    once. (The library's attention would want a copy of the prompt for each.)"""
-    B, _, N, H = q.shape
+    own_mask: Bool[Array, "B t T"],
+) -> Float[Array, "B t N H"]:
+    """Queries of completions against their prompt and their own tokens, in one softmax in float32.
+
+    The queries of a group are multiplied with their prompt together, which reads it once. (The
+    library's attention would want a copy of the prompt for each.) The softmax's denominator divides
+    what it weighs, not the weights, which are many more.
+    """
+    B, t, N, H = q.shape
     P, K, S, _ = layer.prompt_keys.shape
-    G, n = B // P, N // K
-    own = q.reshape(B, K, n, H)
-    together = own.reshape(P, G, K, n, H).swapaxes(1, 2).reshape(P, K, G * n, H)
+    G, n, T = B // P, N // K, layer.keys.shape[2]
+    f32 = {"preferred_element_type": jnp.float32}
+
+    def together(x: jax.Array) -> jax.Array:
+        return x.reshape(P, G, K, n * t, -1).swapaxes(1, 2).reshape(P, K, G * n * t, -1)
 
     def apart(x: jax.Array) -> jax.Array:
-        return x.reshape(P, K, G, n, x.shape[3]).swapaxes(1, 2).reshape(B, K, n, x.shape[3])
+        return x.reshape(P, K, G, n * t, -1).swapaxes(1, 2).reshape(B, K, n * t, -1)
 
-    scores = jnp.einsum(
-        "PKgH,PKSH->PKgS", together, layer.prompt_keys, preferred_element_type=jnp.float32
+    own = (q * H**-0.5).reshape(B, t, K, n, H).transpose(0, 2, 3, 1, 4).reshape(B, K, n * t, H)
+    theirs = jnp.einsum("PKgH,PKSH->PKgS", together(own), layer.prompt_keys, **f32)
+    theirs += jnp.where(prompt_mask, 0.0, -1e30)[:, None, None]
+    mine = jnp.einsum("BKmH,BKTH->BKmT", own, layer.keys, **f32).reshape(B, K, n, t, T)
+    mine = together(mine + jnp.where(own_mask, 0.0, -1e30)[:, None, None])
+    # It cancels out, so that it needs no gradient.
+    top = jax.lax.stop_gradient(jnp.maximum(theirs.max(3), mine.max(3)))[..., None]
+    theirs, mine = jnp.exp(theirs - top), jnp.exp(mine - top)
+    total = theirs.sum(3) + mine.sum(3)
+    dtype = layer.values.dtype
+    out = jnp.einsum("PKgS,PKSH->PKgH", theirs.astype(dtype), layer.prompt_values, **f32)
+    out += together(
+        jnp.einsum("BKmT,BKTH->BKmH", apart(mine).astype(dtype), layer.values, **f32)
     )
-    scores = jnp.where(prompt_mask[:, None, None, :], scores, -1e30)
-    mine = jnp.einsum("BKnH,BKTH->BKnT", own, layer.keys, preferred_element_type=jnp.float32)
-    mine = jnp.where(own_mask[:, None, None, :], mine, -1e30)
-    weights = jnp.concatenate([apart(scores), mine], axis=3) * H**-0.5
-    weights = jax.nn.softmax(weights, axis=-1).astype(layer.values.dtype)
-    shared, mine = weights[..., :S], weights[..., S:]
-    shared = shared.reshape(P, G, K, n, S).swapaxes(1, 2).reshape(P, K, G * n, S)
-    out = apart(jnp.einsum("PKgS,PKSH->PKgH", shared, layer.prompt_values))
-    out += jnp.einsum("BKnT,BKTH->BKnH", mine, layer.values)
-    return out.reshape(B, 1, N, H)
+    out = apart(out / total[..., None]).astype(dtype)
+    return out.reshape(B, K, n, t, H).transpose(0, 3, 1, 2, 4).reshape(B, t, N, H)

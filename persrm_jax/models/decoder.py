@@ -16,7 +16,7 @@ from persrm_jax.models.attention import attention
 from persrm_jax.models.cache import (
     KVCache,
     LayerCache,
-    cached_attention,
+    group_attention,
     init_cache,
     update_layer,
 )
@@ -234,7 +234,7 @@ def decode_step(
     rope = rotation(cfg, (prompt_lengths + cache.lengths)[:, None])
     num_slots = cache.layers[0].keys.shape[2]
     ages = (slot - jnp.arange(num_slots)) % num_slots
-    own_mask = ages <= cache.lengths[:, None]
+    own_mask = (ages <= cache.lengths[:, None])[:, None]
     h = embed(params, tokens[:, None], compute.dtype)
     has_rope = cfg.rope_layers or (True,) * cfg.num_layers
     updated = []
@@ -244,7 +244,7 @@ def decode_step(
             q: jax.Array, k: jax.Array, v: jax.Array, old: LayerCache = old
         ) -> tuple[jax.Array, LayerCache]:
             new = update_layer(old, k, v, slot)
-            return cached_attention(q, new, cache.prompt_mask, own_mask), new
+            return group_attention(q, new, cache.prompt_mask, own_mask), new
 
         h, new = block(cfg, layer, h, rotation_of_layer(rope, rotates), attend)
         updated.append(new)

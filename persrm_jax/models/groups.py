@@ -7,8 +7,9 @@ Prefix Grouper's, arXiv 2506.05433.)
 
 All tokens of a group lie side by side in one row, prompt first, so that every matrix is multiplied
 once. Only attention takes them apart: the prompt's queries see the prompt; a completion's see the
-prompt and the completion, in one softmax. (To merge two softmaxes by their log-sum-exp is silently
-wrong on GPUs, where cuDNN drops its cotangent.) `packed_states` has several groups in a row, and no
+prompt and the completion, in one softmax: where XLA computes it, without a copy of the prompt for
+each. (To merge two softmaxes of a library's by their log-sum-exp is silently wrong on GPUs, where
+cuDNN drops its cotangent.) `packed_states` has several groups in a row, and no
 padding between them; there a mask takes them apart.
 """
 
@@ -16,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from persrm_jax.models.attention import attention
+from persrm_jax.models.attention import attention, resolve
+from persrm_jax.models.cache import LayerCache, group_attention
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.decoder import forward_tokens
 from persrm_jax.models.logprobs import token_states
@@ -35,6 +37,8 @@ def group_states(
         [jnp.repeat(prompt_segments, G, axis=0), jnp.ones((P * G, T), jnp.int32)], axis=1
     )
 
+    causal = jnp.tile(jnp.tril(jnp.ones((T, T), bool)), (P * G, 1, 1))
+
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
         def prompt(x: jax.Array) -> jax.Array:
             return x[:, :S]
@@ -47,7 +51,12 @@ def group_states(
 
         impl = compute.attention
         first = attention(prompt(q), prompt(k), prompt(v), prompt_segments, impl)
-        rest = attention(own(q), both(k), both(v), own_segments, impl)
+        if resolve(impl, S + T, q) == "xla":
+            parts = (prompt(k), prompt(v), own(k), own(v))
+            layer = LayerCache(*(x.swapaxes(1, 2) for x in parts))
+            rest = group_attention(own(q), layer, prompt_mask, causal)
+        else:
+            rest = attention(own(q), both(k), both(v), own_segments, impl)
         return jnp.concatenate([first, rest.reshape(P, G * T, *rest.shape[2:])], axis=1), None
 
     lengths = jnp.sum(prompt_mask, axis=1)
