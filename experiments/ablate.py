@@ -112,7 +112,8 @@ class Job:
         """
         if not (self.folder / "stages.json").is_file():
             return False
-        return RunFolder(self.folder, self.config, free=FREE_FIELDS).is_done("evaluation")
+        run = RunFolder(self.folder, self.config, free=FREE_FIELDS)
+        return all(map(run.is_done, (*self.config.rivals, "evaluation")))
 
     @property
     def config(self) -> RunConfig:

@@ -22,8 +22,7 @@ from experiments.report import read_sets
 from experiments.stage import Stage, train_stage
 from experiments.synthesize import load_pairs
 from persrm_jax import cli
-from persrm_jax.data.batches import encode_pairs
-from persrm_jax.data.prompts import PromptConfig
+from persrm_jax.data.pair_rows import encode_alone
 from persrm_jax.distributed import is_main
 from persrm_jax.evaluation.judge import JudgePairs
 from persrm_jax.evaluation.report import accuracy_table
@@ -34,10 +33,8 @@ from persrm_jax.models.params import Params
 from persrm_jax.models.reward import init_head
 from persrm_jax.models.trainable import join, split
 from persrm_jax.runs import RunFolder
-from persrm_jax.tokenizer import Tokenizer
-from persrm_jax.training.bt import PromptPair, make_bt_step
+from persrm_jax.training.bt import make_bt_step
 from persrm_jax.training.loop import Watch
-from persrm_jax.types import Pair
 
 NAME = "bt"
 """Of the stage, its folder and its row."""
@@ -65,15 +62,6 @@ def run_bt(cfg: RunConfig, run: RunFolder, start: Model, mesh: Mesh) -> None:
         steps, save_every = cfg.bt.steps, cfg.bt.save_every
         how = Stage(NAME, steps, steps, cfg.bt.optimizer, save_every, "reward/accuracy")
         train_stage(cfg, run, how, start, trained, frozen, step_fn, watch, key=key, mesh=mesh)
-
-
-def encode_alone(
-    pairs: Sequence[Pair], tokenizer: Tokenizer, prompt: PromptConfig
-) -> list[PromptPair]:
-    """The prompts that show a pair's chosen and its rejected text alone."""
-    chosen = encode_pairs(pairs, ["AB"] * len(pairs), tokenizer, prompt.alone)
-    rejected = encode_pairs(pairs, ["BA"] * len(pairs), tokenizer, prompt.alone)
-    return list(zip(chosen, rejected, strict=True))
 
 
 def _judge_of(cfg: RunConfig, model: Model, mesh: Mesh) -> JudgePairs:
@@ -110,7 +98,7 @@ def main(args: Sequence[str]) -> None:
         if not run.is_done(NAME):
             run_bt(cfg, run, base_model(cfg, run, mesh), mesh)
         folder = run.path / "evaluation"
-        score_sets(cfg, run, own_sets(cfg, run), mesh, folder, only=NAME)
+        score_sets(cfg, run, own_sets(cfg, run), mesh, folder, only=(NAME,))
     if is_main():
         for name, judged in read_sets([folder]).items():
             Console().print(f"{name}:", accuracy_table(judged.rows()))

@@ -29,6 +29,7 @@ from persrm_jax.models.config import ModelConfig
 from persrm_jax.models.hf_export import export_hf
 from persrm_jax.models.load import (
     Model,
+    is_model,
     load_model,
     load_pretrained,
     model_folder,
@@ -108,7 +109,7 @@ def _trained_folder(source: Path) -> Path | None:
     if not (source / "provenance.json").is_file():
         return None
     for stage in STAGES:
-        if (source / stage / "model" / "model.json").is_file():
+        if is_model(source / stage / "model"):
             return source / stage / "model"
     raise ValueError(f"--from {source}: this run has not saved a model yet")
 

@@ -7,12 +7,13 @@ Every judge sees each pair in both orders, with the person's exemplars and, as t
 third author's; the trained ones also with other numbers of exemplars, and several times each, for
 votes. Without `--data` the pairs are the run's own: of authors that training never saw, of training
 authors' unseen texts, and of unseen domains; with it, all authors of the file are paired.
-Predictions are kept: a second call scores only what is new.
+Predictions are kept: a second call scores only what is new. A run whose texts may not be passed on
+can be kept without them: they are made again from its config.
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from experiments.judges import Asked, ask_endpoint, ask_model, conditions_of, mo
 from experiments.prepare import check_fit
 from experiments.presets import RunConfig
 from experiments.report import SETS, protocol, read_sets
-from experiments.synthesize import load_pairs, read_documents
+from experiments.synthesize import load_pairs, read_documents, synthesize
 from persrm_jax import cli
 from persrm_jax.data.batches import encode_pairs
 from persrm_jax.data.documents import Counts
@@ -98,7 +99,7 @@ def score_pairs(
     folder: Path,
     *,
     whole: bool = True,
-    only: str = "",
+    only: Collection[str] = (),
     beginnings: bool = True,
     label: str = "",
     endpoint: OpenAIConfig | None = None,
@@ -107,13 +108,13 @@ def score_pairs(
 
     Args:
         whole: also with the numbers of exemplars and the samples that `cfg.eval` asks for.
-        only: a judge's name; the run's others are not asked.
+        only: names of the models to ask, as `model_judges` has them; all where there is none.
         beginnings: as `model_judges` has it.
         label: of the judges that the run trained, who alone are asked where there is one.
         endpoint: also asks the model behind it.
 
     Raises:
-        ValueError: the folder holds predictions about other pairs.
+        ValueError: the folder holds predictions about other pairs, or the run has no such model.
     """
     if not pairs:
         return
@@ -131,8 +132,11 @@ def score_pairs(
     asked = {c: Asked(some) for c, some in conditions.items()}
     if whole and cfg.eval.samples:
         asked[f"samples/{own}"] = Asked(pairs, cfg.eval.samples)
-    for name, judge in model_judges(cfg, run, mesh, beginnings=beginnings).items():
-        if only not in ("", name) or (label and not judge.is_trained):
+    judges = model_judges(cfg, run, mesh, beginnings=beginnings)
+    if unknown := sorted({*only} - judges.keys()):
+        raise ValueError(f"--judges {' '.join(unknown)}: this run has {', '.join(judges)}")
+    for name, judge in judges.items():
+        if (only and name not in only) or (label and not judge.is_trained):
             continue
         name = f"{label}_{name}" if label else name
         ask_model(name, judge, conditions_of(judge, asked, (own, WRONG_AUTHOR)), folder)
@@ -171,6 +175,9 @@ class EvaluateConfig:
     exemplars: tuple[int, ...] | None = None
     """Numbers of exemplars to show beside the run's own number; without it 0, 1, 2, 4 and 8, as far
     as the authors have so many texts and --prompt.max-tokens holds them."""
+    judges: tuple[str, ...] = ()
+    """Models to ask: rft, sft, base, likelihood and so on, as the tables name them; all that the
+    run has where none is given."""
     samples: int = 4
     """Answers to each question for votes and mean scores (0: none)."""
     openai: OpenAIConfig = ENDPOINT
@@ -209,13 +216,20 @@ def main(args: Sequence[str]) -> None:
         raise ValueError(f"--run {asked.run}: no stage of training has finished in this run")
     endpoint = asked.openai if asked.openai.model else None
     folder = asked.out or run.path / _folder_name(asked.data)
+    if asked.data is None and not run.is_done("data"):
+        synthesize(cfg, run, mesh)
     sets = own_sets(cfg, run) if asked.data is None else {"": _other_texts(cfg, asked.data)}
     if asked.exemplars is None:
         pairs, documents = sets["" if asked.data else "test"]
         counts = _counts_that_fit(cfg, run, pairs, documents)
         cfg = replace(cfg, eval=replace(cfg.eval, exemplars=counts))
     with jax.set_mesh(mesh):
-        options = {"label": asked.label, "beginnings": not asked.label, "endpoint": endpoint}
+        options = {
+            "only": asked.judges,
+            "label": asked.label,
+            "beginnings": not asked.label,
+            "endpoint": endpoint,
+        }
         score_sets(cfg, run, sets, mesh, folder, **options)
     found = read_sets([folder]) if asked.data is None else {SETS["test"]: read_judged([folder])}
     _show(found, asked, cfg)

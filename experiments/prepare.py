@@ -31,7 +31,7 @@ def prepare(cfg: RunConfig) -> tuple[RunFolder, Mesh]:
     initialize(cfg.cluster, cfg.mesh.num_devices)
     mesh = make_mesh(cfg.mesh)
     check_fit(cfg)
-    run = RunFolder(cfg.folder, cfg, free=FREE_FIELDS)
+    run = RunFolder(cfg.folder, cfg, free=FREE_FIELDS, apart=("bt",))
     if not run.is_done("data"):
         synthesize(cfg, run, mesh)
     return run, mesh
@@ -69,11 +69,17 @@ def check_fit(cfg: RunConfig) -> None:
     check_parts("--rft.mini-batches", cfg.rft.mini_batches, cfg.rft.prompts, cfg.mesh)
     rows = cfg.rft.prompts // cfg.rft.mini_batches
     check_parts("--rft.accumulate", cfg.rft.accumulate, rows, cfg.mesh)
-    most = cfg.pairs.exemplars_shared_by * (1 + cfg.teacher.judges_both_orders)
+    shared = cfg.pairs.exemplars_shared_by
+    if cfg.bt.group_size > shared:
+        raise ValueError(
+            f"--bt.group-size {cfg.bt.group_size}: at most {shared} pairs share their exemplars "
+            f"with --pairs.exemplars-shared-by {shared}"
+        )
+    most = shared * (1 + cfg.teacher.judges_both_orders)
     if cfg.sft.group_size > most:
         raise ValueError(
             f"--sft.group-size {cfg.sft.group_size}: at most {most} traces share their exemplars "
-            f"with --pairs.exemplars-shared-by {cfg.pairs.exemplars_shared_by}"
+            f"with --pairs.exemplars-shared-by {shared}"
         )
     if cfg.rft.prompts % cfg.prompt.questions_a_pair:
         raise ValueError(

@@ -79,10 +79,16 @@ class RunConfig:
     profile: int = 0
     """Steps of each training stage to record a JAX trace of, for TensorBoard's profiler."""
     continue_sft: bool = False
-    """Also train SFT on for as much compute as RFT takes: RFT's honest rival."""
-
+    """Also train SFT on for as much compute as RFT takes: RFT's honest rival. Of a finished run,
+    too."""
     rejection_sft: bool = False
     """Also train SFT on for as much compute on its own right answers: another rival."""
+
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        """The stages that train them."""
+        wanted = {"sft_continued": self.continue_sft, "sft_rejection": self.rejection_sft}
+        return tuple(stage for stage, is_wanted in wanted.items() if is_wanted)
 
     @property
     def unseen_domains(self) -> tuple[str, ...]:
@@ -240,6 +246,15 @@ SMOLLM2_CPU = replace(
         optimizer=OptimizerConfig(learning_rate=1e-4, schedule="constant", warmup_steps=2),
         save_every=5,
     ),
+    bt=BtConfig(
+        steps=60,
+        batch_size=4,
+        group_size=5,
+        accumulate=2,
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=4),
+        save_every=20,
+        eval_every=30,
+    ),
     eval=EvalConfig(
         batch_size=26,
         sampling=SamplingConfig(max_new_tokens=80, temperature=0.0),
@@ -337,5 +352,6 @@ def _in_full(args: Sequence[str]) -> list[str]:
     return full
 
 
-FREE_FIELDS = ("mesh", "out", "cluster", "profile", "processes")
-"""Fields in which a resumed run may differ from the folder's config."""
+FREE_FIELDS = ("mesh", "out", "cluster", "profile", "processes", "continue_sft", "rejection_sft")
+"""Fields in which a resumed run may differ from the folder's config: where it runs, and which
+rivals it also trains."""

@@ -28,6 +28,7 @@ from persrm_jax.evaluation.samples import Sample, pick_samples
 from persrm_jax.evaluation.statistics import paired_difference
 from persrm_jax.evaluation.tables import (
     Grid,
+    against_cheats,
     by_calibration,
     by_exemplars,
     by_kind,
@@ -107,6 +108,7 @@ def protocol(sets: Mapping[str, Judged]) -> list[Grid]:
     grids = [
         by_exemplars(judged.rows()),
         by_kind(judged),
+        against_cheats(judged),
         by_people(sets),
         by_votes(judged),
         by_calibration(judged),

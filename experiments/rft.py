@@ -71,6 +71,9 @@ def run_all(cfg: RunConfig) -> RunFolder:
     """Every stage that is not done, in order."""
     run, mesh = prepare(cfg)
     dtype = cfg.compute.param_dtype
+    todo = [rival for rival in cfg.rivals if not run.is_done(rival)]
+    if todo:
+        run.reopen("evaluation")
     with jax.set_mesh(mesh):
         if cfg.init is None and not run.is_done("sft"):
             base = base_model(cfg, run, mesh)
@@ -78,12 +81,12 @@ def run_all(cfg: RunConfig) -> RunFolder:
             del base
         if not run.is_done("rft"):
             run_rft(cfg, run, load_model(sft_folder(cfg, run), mesh, dtype), mesh)
-        if cfg.continue_sft and not run.is_done("sft_continued"):
+        if "sft_continued" in todo:
             start = load_model(sft_folder(cfg, run), mesh, dtype)
             sft = continued_sft(cfg, run, start)
             # Another seed: fresh orders of the traces, not the batches that SFT began with.
             run_sft(cfg, run, start, mesh, stage="sft_continued", sft=sft, seed=cfg.seed + 1)
-        if cfg.rejection_sft and not run.is_done("sft_rejection"):
+        if "sft_rejection" in todo:
             start = load_model(sft_folder(cfg, run), mesh, dtype)
             sft, traces = rejection_sft(cfg, run, start, mesh)
             stage = "sft_rejection"

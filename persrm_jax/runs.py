@@ -26,16 +26,22 @@ PACKAGES = ("persrm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 class RunFolder:
     """One run's files. `config.json`, `provenance.json`, `stages.json`, and what the stages write.
 
+    Args:
+        free: fields in which a run that goes on may differ from the folder's config.
+        apart: fields that matter to the stage of their name alone; they may differ until it has
+            begun, and the folder's config then follows.
+
     Raises:
-        ValueError: the folder holds a run with another config (`free` names the fields that may
-            differ), or is a file.
+        ValueError: the folder holds a run with another config, or is a file.
     """
 
-    def __init__(self, path: Path, config: Any, *, free: Sequence[str] = ()) -> None:
+    def __init__(
+        self, path: Path, config: Any, *, free: Sequence[str] = (), apart: Sequence[str] = ()
+    ) -> None:
         self.path = path
-        on_main(lambda: self._open(config, free))
+        on_main(lambda: self._open(config, free, apart))
 
-    def _open(self, config: Any, free: Sequence[str]) -> None:
+    def _open(self, config: Any, free: Sequence[str], apart: Sequence[str]) -> None:
         path = self.path
         if path.exists() and not path.is_dir():
             raise ValueError(f"--out {path}: is a file, expected a folder")
@@ -44,12 +50,17 @@ class RunFolder:
         # A folder in which no stage has finished, and none was cut off, holds nothing that another
         # config could spoil.
         if saved_path.is_file() and (self.stages or any(path.glob("*.partial"))):
-            saved = json.loads(saved_path.read_text(encoding="utf-8"))
-            if (difference := _difference(saved, wanted, set(free))) is not None:
+            saved = _saved_config(saved_path, type(config))
+            unbegun = {name for name in apart if not (path / name).exists()} - self.stages.keys()
+            if (difference := _difference(saved, wanted, {*free, *unbegun})) is not None:
                 raise ValueError(
                     f"{path} holds a run with other settings ({difference}): "
                     "give another --out, or remove the folder"
                 )
+            if changed := {
+                name: wanted[name] for name in unbegun if saved.get(name) != wanted[name]
+            }:
+                write_text(saved_path, json.dumps({**saved, **changed}, indent=2) + "\n")
         elif path.is_dir() and any(path.iterdir()) and not saved_path.is_file():
             raise ValueError(f"--out {path}: holds files but no run; give a new folder")
         else:
@@ -64,6 +75,14 @@ class RunFolder:
     def is_done(self, stage: str) -> bool:
         """Whether `stage` has finished in this folder."""
         return stage in self.stages
+
+    def reopen(self, stage: str) -> None:
+        """Marks `stage` as not done, if it is."""
+        stages = {name: seconds for name, seconds in self.stages.items() if name != stage}
+        on_main(lambda: self._write_stages(stages))
+
+    def _write_stages(self, stages: dict[str, float]) -> None:
+        write_text(self.path / "stages.json", json.dumps(stages, indent=2) + "\n")
 
     def _withdraw(self) -> None:
         """Takes back what a new folder holds, if bad input ended its first stage."""
@@ -85,14 +104,24 @@ class RunFolder:
                 self._withdraw()
             raise
         stages = {**self.stages, name: round(time.perf_counter() - start, 2)}
-        text = json.dumps(stages, indent=2) + "\n"
-        on_main(lambda: write_text(self.path / "stages.json", text))
+        on_main(lambda: self._write_stages(stages))
 
 
 def finished_stages(run: Path) -> dict[str, float]:
     """Seconds that each finished stage of a run took, in order."""
     path = run / "stages.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _saved_config(path: Path, kind: type) -> dict[str, Any]:
+    """A saved config as JSON. Of fields that are newer than it, it has the defaults: what the code
+    did before they were there."""
+    saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = _rebuild(kind, saved)
+    except (AttributeError, KeyError, TypeError):  # of another version: it differs
+        return saved
+    return dict(json.loads(json.dumps(dataclasses.asdict(found), default=str)))
 
 
 def read_config_file(path: Path, kind: type[Config], part: str | None = None) -> Config:

@@ -25,12 +25,13 @@ import experiments.sft
 import experiments.synthesize
 import persrm_jax.rl.rollout
 import persrm_jax.training.rft
-from experiments.presets import PRESETS, RunConfig
+from experiments.presets import FREE_FIELDS, PRESETS, RunConfig
 from persrm_jax.data.personas import PersonaConfig, make_personas
 from persrm_jax.data.prompts import Judgement
 from persrm_jax.jsonl import read_records
 from persrm_jax.metrics import read_metrics
 from persrm_jax.models.load import load_model
+from persrm_jax.runs import RunFolder
 from persrm_jax.sampling import SamplingConfig
 from persrm_jax.sharding import MeshShape, make_mesh
 from persrm_jax.training.step import TrainState
@@ -302,8 +303,14 @@ def test_another_runs_judges_stand_beside(finished: tuple, tmp_path: Path) -> No
     args = ["--run", str(finished[0].out), "--label", "other", "--samples", "0", "--exemplars", "1"]
     with pytest.raises(ValueError, match="--label: needs --out"):
         experiments.evaluate.main(args)
-    experiments.evaluate.main([*args, "--out", str(beside / "evaluation")])
+    args += ["--out", str(beside / "evaluation")]
+    with pytest.raises(ValueError, match="--judges tfr: this run has base, likelihood, .*rft"):
+        experiments.evaluate.main([*args, "--judges", "rft", "tfr"])
     folder = beside / "evaluation" / "test"
+    experiments.evaluate.main([*args, "--judges", "rft"])
+    asked = {path.name for path in folder.glob("other_*")}
+    assert asked == {"other_rft.1.jsonl", "other_rft.wrong_author.jsonl"}
+    experiments.evaluate.main(args)
     for name in ("rft.1.jsonl", "sft.wrong_author.jsonl"):
         same = (folder / name).read_text().replace('"model": "', '"model": "other_')
         assert (folder / f"other_{name}").read_text() == same
@@ -313,6 +320,19 @@ def test_another_runs_judges_stand_beside(finished: tuple, tmp_path: Path) -> No
     assert any(line.startswith("sft minus other_sft: +0.000") for line in lines)
     assert any(line.startswith("sft_continued minus other_sft_continued: ") for line in lines)
     assert any(line.startswith("rft minus stylometry: ") for line in lines)
+
+
+def test_a_run_kept_without_its_texts_makes_them_again(finished: tuple, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished[0].out, run)
+    before = read_run.files(run)
+    for path in [*run.glob("*.jsonl"), *run.glob("card.*"), *run.glob("evaluation/*/pairs.jsonl")]:
+        path.unlink()
+    RunFolder(run, replace(finished[0], out=run), free=FREE_FIELDS).reopen("data")
+    experiments.evaluate.main(["--run", str(run), "--samples", "0", "--exemplars", "1"])
+    after = read_run.files(run)
+    kept = {*before} - {"stages.json"}
+    assert {name: after[name][1] for name in kept} == {name: before[name][1] for name in kept}
 
 
 def test_scoring_fewer_pairs_does_not_spoil_the_runs_own_result(
@@ -370,3 +390,10 @@ def test_init_starts_at_rft(finished: tuple, tmp_path: Path) -> None:
     for name in ("sft.1.jsonl", "sft.wrong_author.jsonl", "rft.1.jsonl"):
         assert (ours / name).read_bytes() == (theirs / name).read_bytes()
     assert not list(ours.glob("base.*")), "its tokenizer is the start's"
+    # A rival that is wanted later is trained and asked beside what is there.
+    experiments.rft.run_all(replace(cfg, continue_sft=True))
+    done = ["data", "rft", "sft_continued", "evaluation"]
+    assert read_run.stages_done(cfg.out) == done
+    name = "sft_continued.1.jsonl"
+    assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    assert "sft_continued" in (cfg.out / "report.md").read_text()

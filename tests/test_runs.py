@@ -99,6 +99,57 @@ def test_strangers_files_are_left_alone(tmp_path: Path) -> None:
     RunFolder(tmp_path / "empty", Config())
 
 
+@dataclass(frozen=True)
+class NewerLoss(Loss):
+    clip_low: float = 0.1
+
+
+@dataclass(frozen=True)
+class NewerConfig(Config):
+    loss: NewerLoss = field(default_factory=NewerLoss)
+    newer: int = 3
+
+
+def test_a_field_that_is_newer_than_the_folder_has_its_default(tmp_path: Path) -> None:
+    _finish(RunFolder(tmp_path / "run", Config()), "data")
+    before = _snapshot(tmp_path)
+    assert RunFolder(tmp_path / "run", NewerConfig()).is_done("data")
+    assert _snapshot(tmp_path) == before
+    with pytest.raises(ValueError, match="--newer 3, now 4"):
+        RunFolder(tmp_path / "run", NewerConfig(newer=4))
+    with pytest.raises(ValueError, match="--loss.clip-low 0.1, now 0.2"):
+        RunFolder(tmp_path / "run", NewerConfig(loss=NewerLoss(clip_low=0.2)))
+    with pytest.raises(
+        ValueError, match="--loss.clip-low 0.1, now None"
+    ):  # of fields that are gone
+        _finish(RunFolder(tmp_path / "new", NewerConfig()), "data")
+        RunFolder(tmp_path / "new", Config())
+
+
+def test_a_stage_of_its_own_is_configured_until_it_begins(tmp_path: Path) -> None:
+    _finish(RunFolder(tmp_path, Config()), "data")
+    other = Config(loss=Loss(clip_high=0.3))
+    with pytest.raises(ValueError, match="--loss.clip-high 0.2, now 0.3"):
+        RunFolder(tmp_path, other)
+    run = RunFolder(tmp_path, other, apart=("loss",))
+    assert json.loads((tmp_path / "config.json").read_text())["loss"] == {"clip_high": 0.3}
+    (tmp_path / "loss").mkdir()
+    with pytest.raises(ValueError, match="--loss.clip-high 0.3, now 0.2"):
+        RunFolder(tmp_path, Config(), apart=("loss",))
+    (tmp_path / "loss").rmdir()
+    _finish(run, "loss")
+    with pytest.raises(ValueError, match="--loss.clip-high 0.3, now 0.2"):
+        RunFolder(tmp_path, Config(), apart=("loss",))
+
+
+def test_a_stage_is_reopened(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", Config())
+    _finish(run, "data", "sft", "evaluation")
+    run.reopen("evaluation")
+    run.reopen("rft")
+    assert list(RunFolder(tmp_path / "run", Config()).stages) == ["data", "sft"]
+
+
 def test_a_stage_is_done_only_if_it_ends(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run", Config())
     for error in (ValueError, KeyboardInterrupt):

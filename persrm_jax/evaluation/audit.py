@@ -67,7 +67,7 @@ def audit(pairs: Sequence[Pair], *, num_resamples: int = 1000, seed: int = 0) ->
         sets["all"] = list(pairs)
     findings = []
     for kind, some in sets.items():
-        if len(some) < _FEWEST or len({p.author for p in some}) < 2:
+        if not can_audit(some):
             continue
         for cheat, features in CHEATS.items():
             credits = _credits(some, features)
@@ -80,6 +80,11 @@ def audit(pairs: Sequence[Pair], *, num_resamples: int = 1000, seed: int = 0) ->
             f"{len(pairs)} pairs: too few to audit; a kind needs {_FEWEST}, by two authors"
         )
     return findings
+
+
+def can_audit(pairs: Sequence[Pair]) -> bool:
+    """Whether a cheat can be fitted to them: they are enough, and by two authors."""
+    return len(pairs) >= _FEWEST and len({pair.author for pair in pairs}) > 1
 
 
 def _credits(pairs: Sequence[Pair], features: Features | None) -> np.ndarray:

@@ -19,25 +19,25 @@ plain repetition does.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 from scipy.special import expit
 
-from persrm_jax.data.batches import Row, sft_batch
+from kernels.linear_logprob import linear_logprob
+from persrm_jax.data.pair_rows import PairRow
 from persrm_jax.data.prompts import PromptConfig
-from persrm_jax.distributed import place
 from persrm_jax.evaluation.judge import EvalConfig, JudgePairs
-from persrm_jax.evaluation.scalar import in_batches, in_both_orders
+from persrm_jax.evaluation.scalar import in_both_orders, score_pairs
 from persrm_jax.models.config import ComputeConfig, ModelConfig
-from persrm_jax.models.logprobs import token_logprobs
+from persrm_jax.models.decoder import vocab_weight
+from persrm_jax.models.groups import completion_states
 from persrm_jax.models.params import Params
-from persrm_jax.sharding import batch_sharding
 from persrm_jax.tokenizer import Tokenizer
-from persrm_jax.types import Batch, Pair, Prediction
+from persrm_jax.types import Groups, Pair, Prediction
 
 BLANK_LINE = "\n\n"
 
@@ -64,18 +64,16 @@ def make_likelihood(
         advance: told after each batch how many candidates it held; each counts twice for a gain.
     """
     score = jax.jit(partial(_mean_logprobs, model, compute))
-    sharding = batch_sharding(mesh)
 
-    def mean_logprobs(params: Params, rows: Sequence[Row]) -> np.ndarray:
-        def batch(chosen: list[int], length: int) -> Batch:
-            return sft_batch([rows[i] for i in chosen], tokenizer.pad_id, length)
-
-        def of_batch(inputs: Any) -> jax.Array:
-            return score(params, place(inputs, sharding))
-
-        lengths = [len(context) + len(text) for context, text in rows]
-        found = in_batches(lengths, batch, of_batch, cfg.batch_size, advance)
-        return found.reshape(-1, 2)
+    def mean_logprobs(params: Params, rows: Sequence[PairRow]) -> np.ndarray:
+        return score_pairs(
+            rows,
+            partial(score, params),
+            batch_size=cfg.batch_size,
+            pad_id=tokenizer.pad_id,
+            mesh=mesh,
+            advance=advance,
+        )
 
     def judge(
         params: Params, pairs: Sequence[Pair], condition: str, label: str
@@ -99,9 +97,9 @@ def encode_candidates(
     cfg: PromptConfig,
     *,
     with_exemplars: bool = True,
-) -> list[Row]:
-    """(ids of what comes before, ids of the candidate) of each pair's chosen and rejected text.
-    Candidates are encoded by themselves, so that the same text is the same tokens after anything.
+) -> list[PairRow]:
+    """Each pair's candidates, and what comes before them. They are encoded by themselves, so that
+    the same text is the same tokens after anything.
 
     Raises:
         ValueError: a text with its exemplars is longer than `cfg.max_tokens`.
@@ -111,22 +109,25 @@ def encode_candidates(
         shown = (*(pair.exemplars if with_exemplars else ()), pair.prompt)
         context = "".join(BLANK_LINE + text for text in shown if text)
         before = tokenizer.encode(context + BLANK_LINE)
-        for text in (pair.chosen, pair.rejected):
-            ids = tokenizer.encode(text)
-            if len(before) + len(ids) > cfg.max_tokens:
-                raise ValueError(
-                    f"pair {pair.pair_id}: a candidate after its exemplars takes "
-                    f"{len(before) + len(ids)} tokens and --prompt.max-tokens is {cfg.max_tokens}; "
-                    "lower --pairs.num-exemplars or --corpus.max-words"
-                )
-            rows.append((before, ids))
+        row = PairRow(before, (tokenizer.encode(pair.chosen), tokenizer.encode(pair.rejected)))
+        longest = len(before) + max(map(len, row.texts))
+        if longest > cfg.max_tokens:
+            raise ValueError(
+                f"pair {pair.pair_id}: a candidate after its exemplars takes {longest} tokens and "
+                f"--prompt.max-tokens is {cfg.max_tokens}; lower --pairs.num-exemplars or "
+                "--corpus.max-words"
+            )
+        rows.append(row)
     return rows
 
 
 def _mean_logprobs(
-    model: ModelConfig, compute: ComputeConfig, params: Params, batch: Batch
-) -> jax.Array:
-    """[B] means over the tokens that carry loss."""
-    logprobs, _ = token_logprobs(params, model, batch, compute)
-    mask = batch.loss_mask[:, 1:]
-    return jnp.sum(jnp.where(mask, logprobs, 0.0), axis=1) / jnp.sum(mask, axis=1)
+    model: ModelConfig, compute: ComputeConfig, params: Params, groups: Groups
+) -> Float[Array, "P G"]:
+    """Means over each text's tokens."""
+    hidden = completion_states(params, model, groups, compute, shared=True)
+    logprobs, _ = linear_logprob(
+        hidden.reshape(-1, hidden.shape[3]), vocab_weight(params), groups.tokens.reshape(-1)
+    )
+    logprobs = jnp.where(groups.mask, logprobs.reshape(groups.mask.shape), 0.0)
+    return jnp.sum(logprobs, axis=2) / jnp.sum(groups.mask, axis=2)

@@ -1,26 +1,26 @@
 """Judges that give every text a number of its own: a pair's verdict is the larger one's, whichever
-side it is shown on."""
+side it is shown on. What texts follow alike is read once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from scipy.special import expit
 
-from persrm_jax.data.batches import bucketed, encode_pairs, left_pad
+from persrm_jax.data.pair_rows import PairRow, alike, encode_alone, group_pairs, longest
 from persrm_jax.data.prompts import BOTH_ORDERS, PromptConfig
 from persrm_jax.distributed import fetch, place
+from persrm_jax.evaluation.ask import padded
 from persrm_jax.evaluation.judge import EvalConfig, JudgePairs
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.params import Params
 from persrm_jax.models.reward import rewards
 from persrm_jax.sharding import batch_sharding
 from persrm_jax.tokenizer import Tokenizer
-from persrm_jax.types import Pair, Prediction, Verdict
+from persrm_jax.types import Groups, Pair, Prediction, Verdict
 
 
 def make_scalar_judge(
@@ -43,22 +43,18 @@ def make_scalar_judge(
         advance: told after each batch how many texts it held.
     """
     score = jax.jit(partial(_rewards, model, compute))
-    sharding, alone = batch_sharding(mesh), prompt.alone
 
     def judge(
         params: Params, pairs: Sequence[Pair], condition: str, label: str
     ) -> list[Prediction]:
-        asked = [(pair, order) for pair in pairs for order in BOTH_ORDERS]
-        rows = encode_pairs([p for p, _ in asked], [o for _, o in asked], tokenizer, alone)
-
-        def batch(chosen: list[int], length: int) -> Any:
-            return left_pad([rows[i] for i in chosen], tokenizer.pad_id, length)
-
-        def of_batch(inputs: Any) -> jax.Array:
-            return score(params, *place(inputs, sharding))
-
-        found = in_batches(list(map(len, rows)), batch, of_batch, cfg.batch_size, advance)
-        values = found.reshape(-1, 2)
+        values = score_pairs(
+            encode_alone(pairs, tokenizer, prompt),
+            partial(score, params),
+            batch_size=cfg.batch_size,
+            pad_id=tokenizer.pad_id,
+            mesh=mesh,
+            advance=advance,
+        )
         scores = 10 * expit(values)
         return in_both_orders(pairs, values, scores, condition=condition, label=label, seed=seed)
 
@@ -66,36 +62,66 @@ def make_scalar_judge(
 
 
 def _rewards(
-    model: ModelConfig, compute: ComputeConfig, params: Params, tokens: jax.Array, mask: jax.Array
-) -> jax.Array:
-    return rewards(params, model, tokens, mask, compute)
+    model: ModelConfig, compute: ComputeConfig, params: Params, groups: Groups
+) -> Float[Array, "P G"]:
+    return rewards(params, model, groups, compute)
 
 
-def in_batches(
-    lengths: Sequence[int],
-    batch: Callable[[list[int], int], Any],
-    score: Callable[[Any], jax.Array],
+def score_pairs(
+    rows: Sequence[PairRow],
+    score: Callable[[Groups], jax.Array],
+    *,
     batch_size: int,
+    pad_id: int,
+    mesh: Mesh,
     advance: Callable[[int], object] = lambda done: None,
-) -> Float[np.ndarray, " num_rows"]:
-    """A number for each of many rows; rows of like length share a batch, so that little is padding.
+) -> Float[np.ndarray, "num_pairs 2"]:
+    """A number for each text of many pairs.
 
     Args:
-        lengths: of the rows, in tokens.
-        batch: makes the inputs of chosen rows, padded to a length.
-        score: [batch_size] numbers of such inputs.
-        advance: told after each batch how many rows it held.
+        score: [P, G] numbers of groups as `group_pairs` makes them.
+        batch_size: texts at a time, rounded up to whole pairs on each device.
+        advance: told after each batch how many texts it held.
     """
-    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
-    values = np.empty(len(lengths))
-    for begin in range(0, len(lengths), batch_size):
-        rows = by_length[begin : begin + batch_size]
+    sharding = batch_sharding(mesh)
+    values = np.empty((len(rows), 2))
+    for members, (num_groups, size) in _plan(rows, batch_size, mesh.shape["data"]):
         # The last batch is filled up, so that it compiles nothing new.
-        filled = rows + rows[-1:] * (batch_size - len(rows))
-        found = fetch(score(batch(filled, bucketed(lengths[rows[-1]]))))
-        values[rows] = np.asarray(found, np.float64)[: len(rows)]
-        advance(len(rows))
+        filled = members + members[-1:] * (num_groups * size - len(members))
+        groups = [[rows[i] for i in filled[at : at + size]] for at in range(0, len(filled), size)]
+        start, length = longest([rows[i] for i in members])
+        inputs = group_pairs(groups, size, (padded(start), padded(length)), pad_id)
+        found = fetch(score(place(inputs, sharding)))
+        values[members] = np.asarray(found, np.float64).reshape(-1, 2)[: len(members)]
+        advance(2 * len(members))
     return values
+
+
+def _plan(
+    rows: Sequence[PairRow], batch_size: int, num_devices: int
+) -> Iterator[tuple[list[int], tuple[int, int]]]:
+    """Batches of few tokens: pairs, and into how many groups of how many they go. Pairs that follow
+    the same make a group on each device where that takes fewer tokens than a group a pair."""
+    size = -(-batch_size // (2 * num_devices))
+    whole = num_devices * size
+    apart: list[int] = []
+    for members in alike(rows):
+        for at in range(0, len(members), whole):
+            part = members[at : at + whole]
+            start, length = map(padded, longest([rows[i] for i in part]))
+            if num_devices * start + 2 * whole * length < sum(_tokens(rows[i]) for i in part):
+                yield part, (num_devices, size)
+            else:
+                apart += part
+    apart.sort(key=lambda i: _tokens(rows[i]))
+    for at in range(0, len(apart), whole):
+        yield apart[at : at + whole], (whole, 1)
+
+
+def _tokens(row: PairRow) -> int:
+    """That a pair takes by itself."""
+    start, length = map(padded, longest([row]))
+    return start + 2 * length
 
 
 def in_both_orders(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
+from persrm_jax.evaluation.audit import audit, can_audit
 from persrm_jax.evaluation.calibration import calibrate
 from persrm_jax.evaluation.conditions import WRONG_AUTHOR
 from persrm_jax.evaluation.judged import Judged, rank
@@ -81,6 +82,37 @@ def by_kind(judged: Judged) -> Grid | None:
     return across("By kind of rejected text", columns)
 
 
+def against_cheats(judged: Judged) -> Grid | None:
+    """The last trained judge, by kind of rejected text, beside what needs no exemplars: chance, the
+    judge itself given a wrong author's, and the best cheat of the audit; None where there are too
+    few pairs for one."""
+    judge = next((j for j in ("rft", "sft") if (j, judged.own_condition) in judged.predictions), "")
+    if not judge or (judge, WRONG_AUTHOR) not in judged.predictions:
+        return None
+    rows = []
+    for kind in judged.kinds:
+        some = judged.of_kind(kind)
+        if not can_audit(some.pairs):
+            continue
+        best = max(audit(some.pairs), key=lambda found: found.accuracy)
+        own, wrong = (
+            summarize(some.predictions[judge, condition], some.pairs)
+            for condition in (judged.own_condition, WRONG_AUTHOR)
+        )
+        is_apart = own.low > max(0.5, wrong.high, best.high)
+        cells = (
+            _interval(own.mean, own.low, own.high),
+            _interval(wrong.mean, wrong.low, wrong.high),
+            f"{best.cheat} {_interval(best.accuracy, best.low, best.high)}",
+        )
+        rows.append((kind, *cells, "yes" if is_apart else "no"))
+    if not rows:
+        return None
+    header = ("rejected text", judge, f"{judge}, wrong author", "best cheat", "apart")
+    note = "Apart: the judge's interval lies above one half and above both others'."
+    return Grid("Against what needs no exemplars", header, rows, note)
+
+
 def by_people(sets: Mapping[str, Judged]) -> Grid | None:
     """Accuracy by whom and what training had seen; None of one set."""
     if len(sets) < 2:
@@ -148,6 +180,10 @@ def by_calibration(judged: Judged) -> Grid | None:
 
 def _accuracy(judged: Judged, predictions: Sequence[Prediction]) -> str:
     return _short(summarize(predictions, judged.pairs))
+
+
+def _interval(mean: float, low: float, high: float) -> str:
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _short(a: Accuracy) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from persrm_jax.data.prompts import PromptConfig
 from persrm_jax.models.config import ComputeConfig
+from persrm_jax.models.load import is_model
 from persrm_jax.runs import finished_stages, read_config_file
 from persrm_jax.sampling import SamplingConfig
 
@@ -52,7 +53,7 @@ def find_model(path: Path | str, stage: str | None = None) -> str:
         if stage is not None:
             raise ValueError(f"--stage {stage}: {path} is no run folder")
         return str(path)
-    finished = [s for s in finished_stages(run) if (run / s / "model" / "model.json").is_file()]
+    finished = [stage for stage in finished_stages(run) if is_model(run / stage / "model")]
     if not finished:
         raise ValueError(f"{path}: no stage of training has finished in this run")
     if stage is not None and stage not in finished:

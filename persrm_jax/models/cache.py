@@ -104,8 +104,6 @@ def group_attention(
     total = theirs.sum(3) + mine.sum(3)
     dtype = layer.values.dtype
     out = jnp.einsum("PKgS,PKSH->PKgH", theirs.astype(dtype), layer.prompt_values, **f32)
-    out += together(
-        jnp.einsum("BKmT,BKTH->BKmH", apart(mine).astype(dtype), layer.values, **f32)
-    )
+    out += together(jnp.einsum("BKmT,BKTH->BKmH", apart(mine).astype(dtype), layer.values, **f32))
     out = apart(out / total[..., None]).astype(dtype)
     return out.reshape(B, K, n, t, H).transpose(0, 3, 1, 2, 4).reshape(B, t, N, H)

@@ -71,6 +71,11 @@ def pretrained_folder(source: str) -> Path:
         raise ValueError(f"model {source}: could not be fetched from the hub ({reason})") from None
 
 
+def is_model(folder: Path) -> bool:
+    """Whether `folder` holds a saved model or an adapter."""
+    return (folder / "model.json").is_file() or is_adapter(folder)
+
+
 def model_folder(path: Path) -> Path:
     """The saved model or adapter that `path` names: itself, or the SFT model of a run.
 
@@ -78,7 +83,7 @@ def model_folder(path: Path) -> Path:
         ValueError: neither.
     """
     for folder in (path, path / "sft" / "model"):
-        if (folder / "model.json").is_file() or is_adapter(folder):
+        if is_model(folder):
             return folder
     raise ValueError(
         f"--init {path}: holds no model; expected a run folder, its sft/model or rft/model, or a "

@@ -6,15 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from persrm_jax.checkpoint import load_tree
 from persrm_jax.models.config import ComputeConfig, ModelConfig
-from persrm_jax.models.decoder import F32, forward
+from persrm_jax.models.decoder import F32
+from persrm_jax.models.groups import completion_states
 from persrm_jax.models.load import Model, saved_config
 from persrm_jax.models.params import Params, ParamSpec, abstract_params, init_leaf
 from persrm_jax.sharding import param_sharding
 from persrm_jax.tokenizer import Tokenizer
+from persrm_jax.types import Groups
 
 HEAD = "reward"
 """The head's place beside the decoder's parameters."""
@@ -41,16 +43,17 @@ def abstract_head(cfg: ModelConfig, mesh: Mesh | AbstractMesh) -> Params:
 
 
 def rewards(
-    params: Params,
-    cfg: ModelConfig,
-    tokens: Int[Array, "B T"],
-    mask: Bool[Array, "B T"],
-    compute: ComputeConfig = F32,
-) -> Float[Array, " B"]:
-    """w . h of each row's last token, h after the final norm. Rows are padded on the left."""
-    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    hidden = forward(params, cfg, tokens, positions, mask.astype(jnp.int32), compute)
-    return hidden[:, -1].astype(jnp.float32) @ params[HEAD]["weight"]
+    params: Params, cfg: ModelConfig, groups: Groups, compute: ComputeConfig = F32
+) -> Float[Array, "P G"]:
+    """w . h of each text's last token, where the group's mask ends, h after the final norm. What a
+    group's texts follow is computed once."""
+    # States are those before each token: one more, and the last token's is among them.
+    room = [(0, 0), (0, 0), (0, 1)]
+    longer = groups._replace(tokens=jnp.pad(groups.tokens, room), mask=jnp.pad(groups.mask, room))
+    hidden = completion_states(params, cfg, longer, compute, shared=True)
+    last = jnp.sum(groups.mask, axis=2)[..., None, None]
+    hidden = jnp.take_along_axis(hidden, last, axis=2)[:, :, 0]
+    return hidden.astype(jnp.float32) @ params[HEAD]["weight"]
 
 
 def load_reward_model(folder: Path, mesh: Mesh, dtype: str) -> Model:

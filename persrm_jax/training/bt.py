@@ -4,16 +4,16 @@ reasoning."""
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Int
+from jaxtyping import Array, Bool
 
 from persrm_jax.chips import peak_flops
-from persrm_jax.data.batches import batch_indices, bucketed, left_pad
+from persrm_jax.data.batches import batch_indices, bucketed
+from persrm_jax.data.pair_rows import PairRow, alike, group_pairs, longest
 from persrm_jax.distributed import place_rows
 from persrm_jax.models.config import ComputeConfig, ModelConfig
 from persrm_jax.models.flops import forward_flops, train_flops
@@ -30,7 +30,7 @@ from persrm_jax.training.optimizer import (
     num_updates,
 )
 from persrm_jax.training.step import ALL, LossFn, Metrics, TrainState, make_train_step
-from persrm_jax.types import Totals
+from persrm_jax.types import Groups, Totals
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,12 @@ class BtConfig:
     steps: int = 100
     """Optimizer steps."""
     batch_size: int = 64
-    """Pairs a step."""
+    """Rows a step: pairs, or groups of pairs."""
+    group_size: int = 1
+    """Pairs of a row, at most, that show the same exemplars (`--pairs.exemplars-shared-by`), which
+    are then computed once."""
     accumulate: int = 1
-    """Parts in which a step takes its pairs; more parts take less memory."""
+    """Parts in which a step takes its rows; more parts take less memory."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     save_every: int = 100
     """Steps between checkpoints."""
@@ -52,7 +55,7 @@ class BtConfig:
     """Evaluations without a new best after which training ends with the best; 0: never."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
+        for name in ("steps", "batch_size", "group_size"):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--bt.{flag} {getattr(self, name)}: must be at least 1")
@@ -60,28 +63,15 @@ class BtConfig:
             raise ValueError(f"--bt.patience {self.patience}: needs --bt.eval-every")
 
 
-class PairBatch(NamedTuple):
-    """Prompts that show one text each: of every pair the chosen text's, then the rejected one's;
-    padded on the left."""
-
-    tokens: Int[Any, "B 2 T"]
-    mask: Bool[Any, "B 2 T"]
-
-
-PromptPair = tuple[list[int], list[int]]
-"""Ids of the prompts that show a pair's chosen and its rejected text."""
-
-
-def pair_batch(prompts: Sequence[PromptPair], pad_id: int, length: int) -> PairBatch:
-    """Prompts of pairs as one batch."""
-    tokens, mask = left_pad([ids for pair in prompts for ids in pair], pad_id, length)
-    shape = (len(prompts), 2, length)
-    return PairBatch(tokens.reshape(shape), mask.reshape(shape))
-
-
-def count_pairs(batch: PairBatch) -> Totals:
+def count_pairs(batch: Groups) -> Totals:
     """Pairs and their tokens."""
-    return Totals(jnp.asarray(batch.tokens.shape[0]), jnp.sum(batch.mask))
+    tokens = jnp.sum(batch.prompt_mask) + jnp.sum(batch.mask)
+    return Totals(jnp.sum(_present(batch)), tokens)
+
+
+def _present(batch: Groups) -> Bool[Array, "P num_pairs"]:
+    """Which places hold a pair."""
+    return jnp.any(batch.mask, axis=2)[:, ::2]
 
 
 def make_bt_loss(cfg: ModelConfig, compute: ComputeConfig) -> LossFn:
@@ -90,26 +80,27 @@ def make_bt_loss(cfg: ModelConfig, compute: ComputeConfig) -> LossFn:
     eq. 1) with one pair a comparison."""
 
     def bt_loss(
-        params: Params, batch: PairBatch, totals: Totals | None = None
+        params: Params, batch: Groups, totals: Totals | None = None
     ) -> tuple[jax.Array, Metrics]:
-        num_pairs = (totals or count_pairs(batch)).sequences
-        length = batch.tokens.shape[2]
-        tokens, mask = (x.reshape(-1, length) for x in batch)
-        found = rewards(params, cfg, tokens, mask, compute).reshape(-1, 2)
-        margins = found[:, 0] - found[:, 1]
-        loss = -jnp.sum(jax.nn.log_sigmoid(margins)) / num_pairs
-        right = jnp.where(margins == 0, 0.5, margins > 0)
+        num_pairs, present = (totals or count_pairs(batch)).sequences, _present(batch)
+        found = rewards(params, cfg, batch, compute)
+        margins = found[:, ::2] - found[:, 1::2]
+
+        def mean(x: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.where(present, x, 0.0)) / num_pairs
+
+        loss = -mean(jax.nn.log_sigmoid(margins))
         return loss, {
             "loss/total": loss,
-            "reward/accuracy": jnp.sum(right) / num_pairs,
-            "reward/margin": jnp.sum(margins) / num_pairs,
+            "reward/accuracy": mean(jnp.where(margins == 0, 0.5, margins > 0)),
+            "reward/margin": mean(margins),
         }
 
     return bt_loss
 
 
 def make_bt_step(
-    prompts: Sequence[PromptPair],
+    rows: Sequence[PairRow],
     model: ModelConfig,
     compute: ComputeConfig,
     cfg: BtConfig,
@@ -120,7 +111,7 @@ def make_bt_step(
     trainable: TrainableConfig = ALL,
     frozen: Params | None = None,
 ) -> StepFn:
-    """Returns (state, step) -> (state, log) over encoded pairs, all batches of one length.
+    """Returns (state, step) -> (state, log) over encoded pairs, all batches of one shape.
 
     Args:
         frozen: parameters that the state does not hold, as `trainable` has it.
@@ -133,32 +124,45 @@ def make_bt_step(
         trainable=trainable,
     )
     schedule = make_schedule(cfg.optimizer, cfg.steps)
-    length = bucketed(max(len(ids) for pair in prompts for ids in pair))
+    groups = [
+        part.tolist()
+        for members in alike(rows)
+        for part in np.array_split(members, -(-len(members) // cfg.group_size))
+    ]
+    start_length, length = map(bucketed, longest(rows))
     sharding = batch_sharding(mesh)
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepLog]:
-        start = time.perf_counter()
-        chosen = batch_indices(len(prompts), cfg.batch_size, step, seed).tolist()
+        begin = time.perf_counter()
+        numbers = batch_indices(len(groups), cfg.batch_size, step, seed).tolist()
+        chosen = [[rows[i] for i in groups[number]] for number in numbers]
 
-        def make(rows: list[int]) -> PairBatch:
-            return pair_batch([prompts[chosen[row]] for row in rows], pad_id, length)
+        def make(places: list[int]) -> Groups:
+            inside = [chosen[i] for i in places]
+            return group_pairs(inside, cfg.group_size, (start_length, length), pad_id)
 
         placed = place_rows(make, len(chosen), sharding)
         learning_rate = float(schedule(num_updates(state.opt_state)))
         state, metrics = train_step(state, placed, frozen)
         scalars = {tag: float(value) for tag, value in jax.device_get(metrics).items()}
-        seconds = time.perf_counter() - start
-        trained = np.array([len(ids) for i in chosen for ids in prompts[i]])
-        forward = forward_flops(model, trained, scored=0.0)
+        seconds = time.perf_counter() - begin
+        starts = np.array([len(members[0].before) for members in chosen])
+        texts = [[len(ids) for row in members for ids in row.texts] for members in chosen]
+        after = np.repeat(starts, list(map(len, texts)))
+        lengths = np.concatenate([starts, *texts])
+        forward = forward_flops(
+            model, lengths, np.concatenate([np.zeros_like(starts), after]), scored=0.0
+        )
+        room = placed.tokens.size
         flops = train_flops(forward, trained_share(state.params, frozen))
         return state, StepLog(
             {
                 **scalars,
                 "loss/learning_rate": learning_rate,
                 "time/train_s": seconds,
-                "time/tokens_per_s": int(trained.sum()) / seconds,
+                "time/tokens_per_s": int(lengths.sum()) / seconds,
                 "time/mfu": flops / seconds / (peak_flops() * mesh.size),
-                "length/padding": 1 - int(trained.sum()) / placed.tokens.size,
+                "length/padding": 1 - int(lengths.sum()) / (start_length * len(starts) + room),
             },
             batch=placed,
         )

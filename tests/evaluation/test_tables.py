@@ -8,9 +8,11 @@ import pytest
 from persrm_jax.data.pairs import make_test_pairs
 from persrm_jax.data.personas import PersonaConfig, make_personas
 from persrm_jax.data.splits import PairConfig
+from persrm_jax.evaluation.audit import audit
 from persrm_jax.evaluation.judged import Judged, read_judged
 from persrm_jax.evaluation.tables import (
     Grid,
+    against_cheats,
     by_calibration,
     by_exemplars,
     by_kind,
@@ -72,6 +74,34 @@ def test_only_judges_asked_with_several_numbers_are_in_the_table_of_exemplars() 
     assert first_words(grid) == [["rft", "0.500", "0.750", "1.000", "0.500"]]
     rest = {key: rows for key, rows in JUDGED.predictions.items() if key[1] not in ("0", "8")}
     assert by_exemplars(Judged(PAIRS, rest, {}).rows()) is None
+
+
+def test_a_judge_stands_against_what_needs_no_exemplars() -> None:
+    pairs = make_test_pairs(DOCUMENTS, replace(CFG, num_test=60), 0)
+    kinds = ["other_author", "other_author_same_topic"]
+    first = [pair for pair in pairs if pair.negative_type == kinds[0]]
+    second = [pair for pair in pairs if pair.negative_type == kinds[1]]
+    assert len(first) == len(second) == 30
+    found = {
+        # Right on all of the first kind, on half of the second.
+        ("rft", "1"): predictions(first, "rft", "1", 30) + predictions(second, "rft", "1", 15),
+        ("rft", "wrong_author"): [
+            *predictions(first, "rft", "wrong_author", 15),
+            *predictions(second, "rft", "wrong_author", 3),
+        ],
+        ("sft", "1"): predictions(pairs, "sft", "1", 60),
+        ("sft", "wrong_author"): predictions(pairs, "sft", "wrong_author", 60),
+    }
+    grid = against_cheats(Judged(pairs, found, {}))
+    assert grid is not None and grid.header[1:3] == ("rft", "rft, wrong author")
+    for kind, some, right, row in zip(kinds, (first, second), (30, 15), grid.rows, strict=True):
+        best = max(audit(some), key=lambda cheat: cheat.accuracy)
+        assert row[0] == kind and row[1].startswith(f"{right / 30:.3f} [")
+        assert row[3] == f"{best.cheat} {best.accuracy:.3f} [{best.low:.3f}, {best.high:.3f}]"
+        assert row[4] == ("yes" if right == 30 and best.high < 1 else "no")
+    assert grid.rows[0][1:3] == ("1.000 [1.000, 1.000]", grid.rows[0][2])
+    assert grid.rows[0][4] == "yes"
+    assert against_cheats(JUDGED) is None, "too few pairs for a cheat to be fitted"
 
 
 def test_kinds_are_told_apart() -> None:

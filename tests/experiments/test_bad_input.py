@@ -122,6 +122,8 @@ def test_groups_of_traces_that_share_nothing(refused: Refused, module: ModuleTyp
     words = refused(module, "--sft.group-size", "5", "--out", "run")
     assert "--sft.group-size 5: at most 1 traces" in words
     assert "with --pairs.exemplars-shared-by 1" in words
+    words = refused(module, "--bt.group-size", "2", "--out", "run")
+    assert "--bt.group-size 2: at most 1 pairs" in words
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from small_model import hidden_states, random_params, small_model
 
 from persrm_jax.checkpoint import Checkpoints
+from persrm_jax.data.pair_rows import PairRow, alike, group_pairs
 from persrm_jax.metrics import MetricsWriter
 from persrm_jax.models.config import ComputeConfig
 from persrm_jax.models.load import Model, load_model, save_model
@@ -24,34 +25,54 @@ from persrm_jax.models.reward import HEAD, init_head, load_reward_model, rewards
 from persrm_jax.models.trainable import TrainableConfig, merge, split
 from persrm_jax.sharding import MeshShape, make_mesh
 from persrm_jax.tokenizer import train_tokenizer
-from persrm_jax.training.bt import BtConfig, count_pairs, make_bt_loss, make_bt_step, pair_batch
+from persrm_jax.training.bt import BtConfig, count_pairs, make_bt_loss, make_bt_step
 from persrm_jax.training.guard import StepLog
 from persrm_jax.training.loop import StepFn, Watch, train
 from persrm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from persrm_jax.training.step import TrainState, init_state
+from persrm_jax.types import Groups
 
 MODEL = small_model(vocab_size=64, max_positions=128)
 COMPUTE = ComputeConfig()
 CFG = BtConfig(
     steps=40,
-    batch_size=16,
+    batch_size=8,
+    group_size=2,
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=1),
     save_every=4,
 )
 RNG = np.random.default_rng(0)
 
 
-def prompts(count: int) -> list[tuple[list[int], list[int]]]:
-    """A chosen prompt holds the token 5, a rejected one does not; nothing else tells them apart."""
+BEGINNINGS = [[7], [8, 9], [10, 11, 12]]
+
+
+def pair_rows(count: int) -> list[PairRow]:
+    """A chosen text holds the token 5, a rejected one does not; nothing else tells them apart."""
     found = []
-    for _ in range(count):
-        chosen, rejected = (RNG.integers(6, 64, RNG.integers(4, 12)).tolist() for _ in range(2))
+    for i in range(count):
+        chosen, rejected = (RNG.integers(6, 64, RNG.integers(3, 10)).tolist() for _ in range(2))
         chosen[int(RNG.integers(len(chosen)))] = 5
-        found.append((chosen, rejected))
+        found.append(PairRow(BEGINNINGS[i % len(BEGINNINGS)], (chosen, rejected)))
     return found
 
 
-PROMPTS = prompts(400)
+ROWS = pair_rows(400)
+
+
+def apart(rows: list[PairRow]) -> Groups:
+    """A group a pair."""
+    return jax.tree.map(jnp.asarray, group_pairs([[row] for row in rows], 1, (32, 32), 0))
+
+
+def together(rows: list[PairRow], size: int) -> Groups:
+    """Those that begin alike, with room for more."""
+    groups = [[rows[i] for i in members] for members in alike(rows)]
+    return jax.tree.map(jnp.asarray, group_pairs(groups, size, (32, 32), 0))
+
+
+def whole_texts(rows: list[PairRow]) -> list[list[int]]:
+    return [[*row.before, *ids] for row in rows for ids in row.texts]
 
 
 def with_head(params: Params, scale: float = 0.1) -> Params:
@@ -73,28 +94,35 @@ def last_state(params: Params, ids: list[int]) -> np.ndarray:
 
 def test_rewards_are_the_heads_of_the_last_hidden_states() -> None:
     params = with_head(random_params(MODEL))
-    tokens, mask = pair_batch(PROMPTS[:3], pad_id=0, length=32)
-    found = jax.jit(rewards, static_argnums=1)(
-        params, MODEL, jnp.asarray(tokens.reshape(6, 32)), jnp.asarray(mask.reshape(6, 32))
-    )
-    expected = [one_by_one(params, ids) for pair in PROMPTS[:3] for ids in pair]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    run, rows = jax.jit(rewards, static_argnums=1), ROWS[:5]
+    expected = [one_by_one(params, ids) for ids in whole_texts(rows)]
+    found = np.asarray(run(params, MODEL, apart(rows)))
+    np.testing.assert_allclose(found.ravel(), expected, rtol=1e-4, atol=1e-5)
+    shared = np.asarray(run(params, MODEL, together(rows, 3)))
+    for group, members in zip(shared, [[0, 3], [1, 4], [2]], strict=True):
+        wanted = np.reshape(expected, (5, 2))[members].ravel()
+        np.testing.assert_allclose(group[: len(wanted)], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_the_loss_equals_the_hand_worked_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rewards 2 and 1, 0 and 0, -1 and 0.5: -log sigmoid of 1, 0 and -1.5."""
-    given = jnp.array([2.0, 1.0, 0.0, 0.0, -1.0, 0.5])
-    monkeypatch.setattr("persrm_jax.training.bt.rewards", lambda *args: given)
-    batch = jax.tree.map(jnp.asarray, pair_batch(PROMPTS[:3], pad_id=0, length=32))
-    loss, metrics = make_bt_loss(MODEL, COMPUTE)({}, batch)
-    assert float(loss) == pytest.approx((0.3132617 + 0.6931472 + 1.7014133) / 3, rel=1e-6)
-    assert float(metrics["reward/accuracy"]) == pytest.approx(1.5 / 3)
-    assert float(metrics["reward/margin"]) == pytest.approx(-0.5 / 3)
+    given = [[2.0, 1.0], [0.0, 0.0], [-1.0, 0.5]]
+    missing = [9.0, -9.0]
+    in_one_group = [given[0] + given[1] + given[2] + missing]
+    rows = [row._replace(before=[7]) for row in ROWS[:3]]
+    for batch, found in ((apart(rows), given), (together(rows, 4), in_one_group)):
+        patch = jnp.array(found)
+        monkeypatch.setattr("persrm_jax.training.bt.rewards", lambda *args, patch=patch: patch)
+        loss, metrics = make_bt_loss(MODEL, COMPUTE)({}, batch)
+        assert float(loss) == pytest.approx((0.3132617 + 0.6931472 + 1.7014133) / 3, rel=1e-6)
+        assert float(metrics["reward/accuracy"]) == pytest.approx(1.5 / 3)
+        assert float(metrics["reward/margin"]) == pytest.approx(-0.5 / 3)
 
 
 def test_the_gradient_equals_finite_differences() -> None:
     params = with_head(random_params(MODEL))
-    batch = jax.tree.map(jnp.asarray, pair_batch(PROMPTS[:4], pad_id=0, length=32))
+    rows = ROWS[:4]
+    batch = together(rows, 2)
     loss = jax.jit(lambda p: make_bt_loss(MODEL, COMPUTE)(p, batch)[0])
     gradient = jax.jit(jax.grad(loss))(params)
     norm = float(jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient))))
@@ -104,13 +132,14 @@ def test_the_gradient_equals_finite_differences() -> None:
         return float(loss(jax.tree.map(lambda p, g: p + step * g / norm, params, gradient)))
 
     assert (moved(1e-2) - moved(-1e-2)) / 2e-2 == pytest.approx(norm, rel=2e-2)
-    margins = np.array([one_by_one(params, c) - one_by_one(params, r) for c, r in PROMPTS[:4]])
+    texts = whole_texts(rows)
+    rewards_by_hand = np.array([one_by_one(params, ids) for ids in texts])
+    margins = rewards_by_hand[::2] - rewards_by_hand[1::2]
     assert moved(0.0) == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-4)
     # d loss / d w = mean of -(1 - sigmoid(margin)) (h_chosen - h_rejected)
-    states = [[last_state(params, ids) for ids in pair] for pair in PROMPTS[:4]]
-    by_hand = -np.mean(
-        [(c - r) / (1 + np.exp(m)) for (c, r), m in zip(states, margins, strict=True)], axis=0
-    )
+    states = np.array([last_state(params, ids) for ids in texts])
+    gaps = states[::2] - states[1::2]
+    by_hand = -np.mean(gaps / (1 + np.exp(margins))[:, None], axis=0)
     np.testing.assert_allclose(gradient[HEAD]["weight"], by_hand, rtol=1e-3, atol=1e-5)
 
 
@@ -128,7 +157,7 @@ def start(mesh: Mesh) -> TrainState:
 
 @functools.cache
 def step_of(mesh: Mesh) -> StepFn:
-    return make_bt_step(PROMPTS, MODEL, COMPUTE, CFG, pad_id=0, seed=3, mesh=mesh)
+    return make_bt_step(ROWS, MODEL, COMPUTE, CFG, pad_id=0, seed=3, mesh=mesh)
 
 
 def run(mesh: Mesh, num_steps: int) -> tuple[TrainState, list[dict[str, float]]]:
@@ -142,7 +171,7 @@ def run(mesh: Mesh, num_steps: int) -> tuple[TrainState, list[dict[str, float]]]
 
 def test_parts_of_a_batch_add_up() -> None:
     params = with_head(random_params(MODEL))
-    batch = jax.tree.map(jnp.asarray, pair_batch(PROMPTS[:4], pad_id=0, length=32))
+    batch = together([ROWS[i] for i in (0, 3, 1, 2, 4)] + [ROWS[6]._replace(before=[13])], 3)
     loss, totals = jax.jit(make_bt_loss(MODEL, COMPUTE)), count_pairs(batch)
     _, whole = loss(params, batch, totals)
     halves = [
@@ -173,8 +202,7 @@ def test_it_learns_what_tells_the_texts_apart(mesh: Mesh) -> None:
     assert np.mean([log["reward/accuracy"] for log in logs[-5:]]) > 0.9
     fresh = [
         last_state(state.params, ids) @ np.asarray(state.params[HEAD]["weight"])
-        for pair in prompts(50)
-        for ids in pair
+        for ids in whole_texts(pair_rows(50))
     ]
     assert np.mean(np.array(fresh[::2]) > np.array(fresh[1::2])) > 0.9
 
@@ -231,7 +259,7 @@ def test_adapters_and_the_head_are_all_that_trains_with_lora(mesh: Mesh, tmp_pat
     cfg = dataclasses.replace(CFG, steps=2)
     state = init_state(params, make_optimizer(cfg.optimizer, cfg.steps), key, mesh)
     step_fn = make_bt_step(
-        PROMPTS, MODEL, COMPUTE, cfg, pad_id=0, seed=3, mesh=mesh, trainable=lora, frozen=frozen
+        ROWS, MODEL, COMPUTE, cfg, pad_id=0, seed=3, mesh=mesh, trainable=lora, frozen=frozen
     )
     for step in range(2):
         state, _ = step_fn(state, step)
@@ -258,5 +286,7 @@ def test_adapters_and_the_head_are_all_that_trains_with_lora(mesh: Mesh, tmp_pat
 def test_what_cannot_be_is_named() -> None:
     with pytest.raises(ValueError, match=r"--bt.batch-size 0: must be at least 1"):
         BtConfig(batch_size=0)
+    with pytest.raises(ValueError, match=r"--bt.group-size 0: must be at least 1"):
+        BtConfig(group_size=0)
     with pytest.raises(ValueError, match=r"--bt.patience 3: needs --bt.eval-every"):
         BtConfig(patience=3)
