@@ -1,6 +1,7 @@
 """The judge in use, beside scores worked out on paper (`planted_judge`) and tournaments by hand."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -226,6 +227,11 @@ def test_the_model_of_rft_comes_first(run: Path, tmp_path: Path) -> None:
     assert find_model(tmp_path, "sft") == str(tmp_path / "sft" / "model")
     with pytest.raises(ValueError, match="--stage sft_continued: .* has the models of sft, rft"):
         find_model(tmp_path, "sft_continued")
+    shutil.rmtree(tmp_path / "rft" / "model")
+    assert find_model(tmp_path) == str(tmp_path / "sft" / "model")
+    (tmp_path / "rft" / "model").mkdir()
+    (tmp_path / "rft" / "model" / "adapter_config.json").write_text("{}")
+    assert find_model(tmp_path) == str(tmp_path / "rft" / "model"), "kept as an adapter"
 
 
 def test_what_cannot_be_loaded(run: Path, tmp_path: Path) -> None:
