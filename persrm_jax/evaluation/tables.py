@@ -89,7 +89,7 @@ def against_cheats(judged: Judged) -> Grid | None:
     judge = next((j for j in ("rft", "sft") if (j, judged.own_condition) in judged.predictions), "")
     if not judge or (judge, WRONG_AUTHOR) not in judged.predictions:
         return None
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for kind in judged.kinds:
         some = judged.of_kind(kind)
         if not can_audit(some.pairs):
@@ -100,15 +100,14 @@ def against_cheats(judged: Judged) -> Grid | None:
             for condition in (judged.own_condition, WRONG_AUTHOR)
         )
         is_apart = own.low > max(0.5, wrong.high, best.high)
-        cells = (
-            _interval(own.mean, own.low, own.high),
-            _interval(wrong.mean, wrong.low, wrong.high),
-            f"{best.cheat} {_interval(best.accuracy, best.low, best.high)}",
-        )
-        rows.append((kind, *cells, "yes" if is_apart else "no"))
+        rows += [
+            (kind, judge, _interval(own.mean, own.low, own.high), "yes" if is_apart else "no"),
+            ("", f"{judge}, wrong author", _interval(wrong.mean, wrong.low, wrong.high), ""),
+            ("", f"cheat: {best.cheat}", _interval(best.accuracy, best.low, best.high), ""),
+        ]
     if not rows:
         return None
-    header = ("rejected text", judge, f"{judge}, wrong author", "best cheat", "apart")
+    header = ("rejected text", "judge", "accuracy [95 %]", "apart")
     note = "Apart: the judge's interval lies above one half and above both others'."
     return Grid("Against what needs no exemplars", header, rows, note)
 

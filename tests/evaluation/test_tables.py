@@ -93,14 +93,16 @@ def test_a_judge_stands_against_what_needs_no_exemplars() -> None:
         ("sft", "wrong_author"): predictions(pairs, "sft", "wrong_author", 60),
     }
     grid = against_cheats(Judged(pairs, found, {}))
-    assert grid is not None and grid.header[1:3] == ("rft", "rft, wrong author")
-    for kind, some, right, row in zip(kinds, (first, second), (30, 15), grid.rows, strict=True):
+    assert grid is not None and len(grid.rows) == 6
+    assert [row[0] for row in grid.rows] == [kinds[0], "", "", kinds[1], "", ""]
+    for i, (some, right, wrong) in enumerate([(first, 30, 15), (second, 15, 3)]):
+        own, control, cheat = grid.rows[3 * i : 3 * i + 3]
         best = max(audit(some), key=lambda cheat: cheat.accuracy)
-        assert row[0] == kind and row[1].startswith(f"{right / 30:.3f} [")
-        assert row[3] == f"{best.cheat} {best.accuracy:.3f} [{best.low:.3f}, {best.high:.3f}]"
-        assert row[4] == ("yes" if right == 30 and best.high < 1 else "no")
-    assert grid.rows[0][1:3] == ("1.000 [1.000, 1.000]", grid.rows[0][2])
-    assert grid.rows[0][4] == "yes"
+        assert own[1] == "rft" and own[2].startswith(f"{right / 30:.3f} [")
+        assert control[1] == "rft, wrong author" and control[2].startswith(f"{wrong / 30:.3f} [")
+        found = f"{best.accuracy:.3f} [{best.low:.3f}, {best.high:.3f}]"
+        assert cheat[1:3] == (f"cheat: {best.cheat}", found)
+        assert best.high < 1 and own[3] == ("yes" if right == 30 else "no")
     assert against_cheats(JUDGED) is None, "too few pairs for a cheat to be fitted"
 
 
