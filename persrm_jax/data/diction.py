@@ -29,11 +29,16 @@ def _key(word: str) -> str:
     return word.lower().replace("’", "'")
 
 
+def words_in(text: str) -> set[str]:
+    """The words of a text, as `Diction` has them."""
+    return {_key(word) for word in _WORD.findall(text)}
+
+
 def fit_diction(texts: Iterable[str]) -> Diction:
     counts: Counter[str] = Counter()
     num_texts = 0
     for text in texts:
-        counts.update({_key(word) for word in _WORD.findall(text)})
+        counts.update(words_in(text))
         num_texts += 1
     return Diction(num_texts, counts)
 
@@ -44,7 +49,7 @@ def shared_words(diction: Diction, exemplars: Sequence[str], text: str, most: in
     Each once, as it is first spelt in `text` and in its order there, so that a reader finds them
     going through the text. Case does not count; common words are left out.
     """
-    known = {_key(word) for exemplar in exemplars for word in _WORD.findall(exemplar)}
+    known = {word for exemplar in exemplars for word in words_in(exemplar)}
     found: dict[str, str] = {}
     for word in _WORD.findall(text):
         if _key(word) in known and diction.rarity(word) > COMMON:
